@@ -1,0 +1,31 @@
+# Every target sets up what it needs: the first call creates .venv from constraints.txt, later calls start in seconds.
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do p=$$(command -v python$$v 2>/dev/null) && $$p -c '' 2>/dev/null && echo $$p && break; done || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint bench torture clean
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## the main job: a stream of tasks in, a forgetting report out
+	@$(BIN)/python experiments/demo.py
+
+test: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: $(READY)  ## ratios against a bare torch loop, measured side by side
+	@$(BIN)/python experiments/loop_overhead.py
+
+torture: $(READY)  ## 20 kills at random moments, each resumed and compared bit for bit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_kill.py
+
+clean:
+	rm -rf .venv

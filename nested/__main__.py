@@ -1,0 +1,5 @@
+"""`python -m nested` is `nested`."""
+
+from nested.cli import main
+
+main()

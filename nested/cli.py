@@ -1,0 +1,298 @@
+"""The command line: one function per verb. A verb imports what it needs when it is called, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nested.errors import Diverged, NestedError, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Continual-learning experiments built around nested learning.\n\nnested VERB [group=choice] [key=value]",
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[group=choice] [key=value]", help="what differs from the defaults")]
+ConfigDir = Annotated[str | None, typer.Option("--config-dir", help="a directory of your own choices, laid out like conf/")]
+Json = Annotated[bool, typer.Option("--json", help="end with one JSON object on standard output")]
+Runs = Annotated[str, typer.Option("--runs", help="directory of run directories")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="an id, a path, or the beginning of an id")]
+
+INCOMPLETE_TRACKING = 4
+
+
+def say(text: Any) -> None:
+    """To the user, beside the results: standard error."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(value: Any) -> None:
+    """A result, on standard output."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(value, markup=not isinstance(value, str), highlight=False, soft_wrap=isinstance(value, str))
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="build everything, one batch per experience, write nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train on a stream of tasks, one or several seeds, and report what is forgotten."""
+    from nested.config import compose
+
+    config = compose(overrides or [], config_dir)
+    if dry_run:
+        from nested.dryrun import dry_run as build_all
+
+        found = build_all(config)
+        show(json.dumps(found.as_dict()) if as_json else found)
+        return
+    from nested.run import run as run_config
+
+    _conclude(run_config(config, say=say), as_json)
+
+
+@app.command()
+def resume(name: RunName, overrides: Overrides = None, runs: Runs = "runs", config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Continue a run after a stop; it ends bit for bit as if it had never stopped (on CPU)."""
+    from nested import rundir
+    from nested.config import compose
+    from nested.run import resume as resume_run
+
+    path = rundir.find(name, runs)
+    asked = compose(overrides, config_dir) if overrides else None
+    _conclude(resume_run(path, say=say, config=asked), as_json)
+
+
+def _conclude(result: Any, as_json: bool) -> None:
+    """Show a result and leave with its exit code."""
+    from nested import report
+
+    if as_json:
+        show(json.dumps(result.as_json()))
+    else:
+        show(report.table([report.load(result.path)]))
+        show(f"{result.path}\npage: {result.path / 'report.html'}")
+    for problem in result.problems:
+        say(problem)
+    if result.status == "interrupted":
+        say(f"interrupted; continue with: nested resume {result.run_id}")
+    codes = {"done": 0, "diverged": Diverged.exit_code, "interrupted": 130}
+    code = codes[result.status] or (INCOMPLETE_TRACKING if result.unsent else 0)
+    raise typer.Exit(code)
+
+
+@app.command("list")
+def list_choices(
+    group: Annotated[str | None, typer.Argument(help="stream, model, optim, levels, method, trainer, tracking, recipe or runs")] = None,
+    config_dir: ConfigDir = None,
+    runs: Runs = "runs",
+    as_json: Json = False,
+) -> None:
+    """What can be chosen, group by group; `nested list runs` shows the runs there are."""
+    from nested import catalog
+
+    if group == "runs":
+        from nested import rundir
+
+        rows = [("runs", p.name, rundir.status(p)) for p in rundir.all_runs(runs)]
+    else:
+        rows = catalog.listing(group, config_dir)
+    if as_json:
+        show(json.dumps([dict(zip(("group", "name", "what"), row, strict=True)) for row in rows]))
+        return
+    width = max((len(name) for _, name, _ in rows), default=0)
+    last = None
+    for kind, name, sentence in rows:
+        if kind != last:
+            show(f"{kind}")
+        show(f"  {name:<{width}}  {sentence}")
+        last = kind
+
+
+@app.command("show")
+def show_choice(
+    choice: Annotated[str, typer.Argument(metavar="group=choice", help="for example model=hope_attention")],
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Explain one choice: keys, values, types, bounds, source."""
+    from nested import catalog
+
+    group, _, name = choice.partition("=")
+    if not name:
+        raise UserError("write group=choice, for example model=hope_attention", key="show", seen=choice)
+    shown, plain = catalog.describe(group, name, config_dir)
+    show(json.dumps(plain) if as_json else shown)
+
+
+@app.command()
+def doctor(runs: Runs = "runs", uri: Annotated[str | None, typer.Option(help="MLflow store to ask")] = None, as_json: Json = False) -> None:
+    """Versions, torch and torchvision, GPU, Triton, disk, stores: what works here and how to mend what does not."""
+    from nested.doctor import examine
+
+    findings = examine(runs, uri)
+    if as_json:
+        show(json.dumps([f.__dict__ for f in findings]))
+    for f in [] if as_json else findings:
+        mark = {True: "ok", False: "FAIL", None: "note"}[f.ok]
+        show(f"{mark:>5}  {f.name}: {f.detail}" + (f"\n       {f.mend}" if f.mend and not f.ok else ""))
+    if any(f.ok is False for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(kind: Annotated[str, typer.Argument(help="stream, model, optim or method")], name: str) -> None:
+    """Write a new component: one file, one config, one contract test, ready to run."""
+    from nested.scaffold import init as scaffold
+
+    for path in scaffold(kind, name, Path.cwd()):
+        show(f"wrote {path}")
+    show(f"try: nested run {kind}={name} --config-dir conf")
+
+
+def _pages(names: list[str], runs: str, out: str | None, as_json: bool) -> None:
+    from nested import report, rundir
+
+    paths = [rundir.find(n, runs) for n in names]
+    loaded = [report.load(p) for p in paths]
+    target = Path(out) if out else (paths[0] / "report.html" if len(paths) == 1 else Path("compare.html"))
+    page = report.page(loaded, target)
+    if as_json:
+        show(json.dumps({"page": str(page), "runs": [p.name for p in paths]}))
+        return
+    show(report.table(loaded))
+    show(f"page: {page}")
+
+
+Names = Annotated[list[str], typer.Argument(metavar="RUN...", help="ids, paths, or beginnings of ids")]
+Out = Annotated[str | None, typer.Option("--out", help="file of the page")]
+
+
+@app.command()
+def report(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = False) -> None:
+    """Table and page of one run or of many."""
+    _pages(names, runs, out, as_json)
+
+
+@app.command()
+def compare(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = False) -> None:
+    """Table and page of many runs side by side."""
+    _pages(names, runs, out, as_json)
+
+
+@app.command()
+def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]")] = None, runs: Runs = "runs", as_json: Json = False) -> None:
+    """Send to MLflow what it has not got; without a name, of every run."""
+    from nested import rundir, tracking
+    from nested.config import from_dict
+
+    paths = [rundir.find(n, runs) for n in names] if names else rundir.all_runs(runs)
+    sent = {}
+    for path in paths:
+        settings = from_dict(rundir.read_config(path)).tracking
+        sent[path.name] = tracking.sync(path, settings)
+        if not as_json:
+            show(f"{path.name}: {sent[path.name]}")
+    if as_json:
+        show(json.dumps({name: s.as_dict() for name, s in sent.items()}))
+
+
+@app.command()
+def ui(runs: Runs = "runs", uri: Annotated[str | None, typer.Option(help="another store")] = None, port: int = 5000) -> None:
+    """Open MLflow's own pages on the store of these runs, on this machine only."""
+    from nested import tracking
+    from nested.config import Tracking
+
+    command = tracking.ui_command(Tracking(uri=uri), runs, port)
+    say(f"http://127.0.0.1:{port}  (stop with Ctrl-C)")
+    os.execvp(command[0], command)
+
+
+@app.command()
+def claims(name: Annotated[str | None, typer.Argument()] = None, out: Annotated[str, typer.Option(help="results are appended here")] = "claims.jsonl", as_json: Json = False) -> None:
+    """List the claims of this project, or measure one again."""
+    from nested import claims as claims_module
+
+    known = claims_module.claims()
+    if name is None:
+        for claim in known:
+            show(json.dumps(claim.__dict__) if as_json else f"{claim.name}: {claim.statement} (expected {claim.expected} +- {claim.tolerance}, {claim.budget_seconds:.0f} s)")
+        return
+    chosen = [c for c in known if c.name == name]
+    if not chosen:
+        from nested.errors import unknown
+
+        raise unknown("claim", name, [c.name for c in known], "claims")
+    outcome = claims_module.check(chosen[0], Path(out))
+    show(json.dumps(outcome.__dict__) if as_json else str(outcome))
+    if not outcome.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(runs: Runs = "runs", yes: Annotated[bool, typer.Option("--yes", help="delete; without it, only say what would go")] = False) -> None:
+    """Free disk: checkpoints of finished runs and leftovers; never a result."""
+    from nested import housekeeping
+
+    show(housekeeping.clean(runs, apply=yes))
+
+
+@app.command()
+def version() -> None:
+    """The version of this program."""
+    import nested
+
+    show(nested.__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every failure is one line and an exit code, never a traceback for a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.path.append(os.getcwd())  # a `_target_` may name a file beside the user's conf/
+    as_json = "--json" in arguments
+    sys.exit(guarded(lambda: app(arguments, standalone_mode=False), as_json))
+
+
+def guarded(act: Callable[[], Any], as_json: bool) -> int:
+    """Exit code of `act`: what was raised becomes a line on standard error, and a JSON object when that was asked for."""
+    import click
+
+    try:
+        code = act()
+        return code if isinstance(code, int) else 0
+    except NestedError as error:
+        fields = {k: getattr(error, k, None) for k in ("key", "seen", "allowed")}
+        return _failed(str(error), error.exit_code, as_json, fields)
+    except click.ClickException as error:
+        return _failed(error.format_message(), UserError.exit_code, as_json, {})
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _failed("interrupted", 130, as_json, {})
+    except click.exceptions.Exit as error:
+        return error.exit_code
+
+
+def _failed(message: str, code: int, as_json: bool, fields: dict[str, Any]) -> int:
+    print(f"nested: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "key": None, "seen": None, "allowed": None, **fields}, default=str))
+    return code
+
+
+if __name__ == "__main__":
+    main()

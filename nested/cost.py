@@ -1,0 +1,61 @@
+"""What a run costs: FLOPs, seconds, updates per level, bytes."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nested.learner import Learner
+    from nested.streams.stream import Batch
+
+
+def step_flops(learner: Learner, batch: Batch) -> int:
+    """Forward and backward FLOPs of the task loss on one batch, counted on a copy: neither weights nor RNG move."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = learner.model
+    with torch.random.fork_rng(devices=[]):
+        learner.model = copy.deepcopy(model)
+        try:
+            with FlopCounterMode(display=False) as counter:
+                learner.loss(batch).backward()
+        finally:
+            learner.model = model
+    return counter.get_total_flops()
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in a nested state."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(tensor_bytes(v) for v in value.values())
+    return sum(tensor_bytes(v) for v in value) if isinstance(value, list | tuple) else 0
+
+
+def levels_table(learner: Learner) -> list[dict[str, Any]]:
+    """Name, period, parameters, updates and rate of every level."""
+    optimizer = learner.optimizer
+    return [
+        {
+            "name": level.name,
+            "period": level.period,
+            "parameters": sum(p.numel() for p in optimizer.members[level.name]),
+            "updates": optimizer.updates[level.name],
+            "lr": optimizer.rules[level.name].param_groups[0].get("initial_lr"),
+        }
+        for level in optimizer.levels
+    ]

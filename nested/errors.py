@@ -1,0 +1,44 @@
+"""What can go wrong, and how it is said: one class for each exit code of the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class NestedError(Exception):
+    """A defect of ours or of the machine (exit code 1)."""
+
+    exit_code = 1
+
+
+class UserError(NestedError):
+    """The user's mistake, mendable by the user (exit code 2): what was seen, what is allowed, how to mend it."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, key: str | None = None, seen: Any = None, allowed: Any = None):
+        super().__init__(f"{key}: {message}" if key else message)
+        self.key, self.seen, self.allowed = key, seen, allowed
+
+
+class Diverged(NestedError):
+    """A loss or a parameter is no longer finite (exit code 3); everything recorded before it is kept."""
+
+    exit_code = 3
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"`, or nothing where no allowed word is near."""
+    found = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def unknown(kind: str, word: str, allowed: Iterable[str], key: str | None = None) -> UserError:
+    """The error for a word that is none of `allowed`."""
+    allowed = sorted(allowed)
+    return UserError(
+        f"unknown {kind} {word!r}{nearest(word, allowed)}; allowed: {', '.join(allowed)}",
+        key=key, seen=word, allowed=allowed,
+    )

@@ -1,0 +1,203 @@
+"""The LightningModule: a model, its levels and a method, and one training step of them.
+
+Optimization is manual: a Lightning step is a block of one or more mini-batches, each a full step of its own, so that the
+numbers do not depend on the size of the block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nested.errors import Diverged
+from nested.methods.method import Method
+from nested.optim.leveled import Leveled
+from nested.streams.stream import Batch, Examples, Experience, Stream
+
+Rows = tuple[int, int, Tensor]  # epoch, batch, rows of the experience's training examples
+
+
+@dataclass
+class Cursor:
+    """Where a run stands: what it will do next. Experience -1 is the evaluation before any training."""
+
+    experience: int = -1
+    phase: Literal["fit", "evaluate"] = "evaluate"
+    epoch: int = 0
+    batch: int = 0  # next mini-batch of the epoch, or next column of the matrix
+    inside: bool = False  # the method has been told that the experience began
+
+
+class Learner(L.LightningModule):
+    """A model on a stream: masked logits, the task's loss, one step, one evaluation."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stream: Stream,
+        optimizer: Leveled,
+        method: Method,
+        mask: Literal["none", "seen", "experience"] = "none",
+        precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
+        device: torch.device | None = None,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.stream, self.optimizer, self.method = model, stream, optimizer, method
+        self.where = device or torch.device("cpu")
+        self.dtype_in = torch.float64 if precision == "64-true" else torch.float32
+        self.mixed = precision == "bf16-mixed"
+        self.cursor = Cursor()
+        self.step = 0  # optimizer steps of the whole run
+        self.examples: Examples = stream.experiences[0].train  # what the current fit draws from
+        self.after_block: Callable[[], None] = lambda: None
+        self.watch: Callable[[str], None] | None = None  # told "before:LEVEL", "after:LEVEL" and "step"
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.curriculum = method.experiences(stream)
+        self._masks = _Masks(stream, self.curriculum, mask, self.where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *S) -> (B, n_outputs), no mask."""
+        return self.model(x)
+
+    def _context(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.where.type, torch.bfloat16) if self.mixed else nullcontext()
+
+    def logits(self, x: Tensor, task: Tensor, training: bool) -> Tensor:
+        """(B, *S), (B,) -> (B, n_outputs): outputs that may not compete are at minus infinity."""
+        with self._context():
+            out = self.model(x)
+        allowed = self._masks.allowed(task, self.cursor.experience, training)
+        return out if allowed is None else out.masked_fill(~allowed, -math.inf)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy of the batch, or mean squared error for regression."""
+        out = self.logits(batch.x, batch.task, training=True)
+        if self.stream.regression:
+            return F.mse_loss(out.float() if self.mixed else out, batch.y)
+        return F.cross_entropy(out.float() if self.mixed else out, batch.y)
+
+    def fetch(self, examples: Examples, rows: Tensor) -> Batch:
+        """A batch in this run's precision, on its device."""
+        x, y, task = examples.batch(rows)
+        y = y.to(self.dtype_in) if self.stream.regression else y
+        if x.dtype is self.dtype_in and self.where.type == "cpu":
+            return Batch(x, y, task)
+        return Batch(x.to(self.where, self.dtype_in), y.to(self.where), task.to(self.where))
+
+    def configure_optimizers(self) -> Leveled:
+        """The one optimizer of the whole run: a new one at each border would lose every momentum."""
+        return self.optimizer
+
+    def on_fit_start(self) -> None:
+        self.model.train()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # rows, not data: `fetch` moves the data
+
+    def training_step(self, block: list[Rows], block_index: int) -> None:  # type: ignore[override]
+        for epoch, number, rows in block:
+            self.learn(rows)
+            self.cursor.epoch, self.cursor.batch = epoch, number + 1
+        self.after_block()
+
+    def learn(self, rows: Tensor) -> None:
+        """One optimizer step on the given rows. Raises Diverged when the loss is not finite."""
+        batch = self.method.batch(self, self.fetch(self.examples, rows))
+        loss = self.method.loss(self, batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(self._diagnosis(value))
+        loss.backward()
+        self.method.after_backward(self)
+        if self.watch is None:
+            self.optimizer.step()
+        else:
+            self._watched_step()
+        self.method.after_step(self)
+        self.step += 1
+        self.loss_sum, self.loss_count = self.loss_sum + value, self.loss_count + 1
+
+    def _watched_step(self) -> None:
+        assert self.watch is not None
+        fastest = min(level.period for level in self.optimizer.levels)
+        slow = [level.name for level in self.optimizer.due_next() if level.period > fastest]
+        for name in slow:
+            self.watch(f"before:{name}")
+        self.optimizer.step()
+        for name in slow:
+            self.watch(f"after:{name}")
+        self.watch("step")
+
+    def _diagnosis(self, value: float) -> str:
+        """Which level holds what is not finite, at which step."""
+        where = f"experience {self.cursor.experience}, step {self.step + 1}"
+        for name, params in self.optimizer.members.items():
+            if not all(bool(p.isfinite().all()) for p in params):
+                updates = self.optimizer.updates[name]
+                return f"the loss is {value} in {where}: parameters of level {name!r} are not finite after {updates} updates; lower its rate or set trainer.clip_norm"
+        largest = max(self.optimizer.members, key=lambda n: max(float(p.detach().abs().max()) for p in self.optimizer.members[n]))
+        return f"the loss is {value} in {where}: all parameters are finite, the largest are in level {largest!r}; lower its rate or set trainer.clip_norm"
+
+    @torch.no_grad()
+    def evaluate(self, examples: Examples, batch_size: int) -> tuple[float, int]:
+        """(correct answers, or summed mean squared error; number of examples), with the model in evaluation mode."""
+        training = self.model.training
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64 if self.stream.regression else torch.int64)
+        for rows in torch.arange(len(examples)).split(batch_size):
+            x, y, task = self.fetch(examples, rows)
+            out = self.logits(x, task, training=False)
+            if self.stream.regression:
+                total += F.mse_loss(out.double(), y.double(), reduction="none").flatten(1).mean(1).sum().cpu()
+            else:
+                total += (out.argmax(1) == y).sum().cpu()
+        self.model.train(training)
+        return total.item(), len(examples)
+
+    def take_loss(self) -> float | None:
+        """Mean training loss since the last call."""
+        mean = self.loss_sum / self.loss_count if self.loss_count else None
+        self.loss_sum, self.loss_count = 0.0, 0
+        return mean
+
+
+class _Masks:
+    """Which outputs may compete, (tasks, n_outputs) bool tables; None where all may.
+
+    Task scenario: the task's own outputs, in training and test. Class scenario with `seen`: the classes met so far, in
+    both; with `experience`: in training those of the example's own experience, in test those met so far (a test that
+    used the experience would be told the task).
+    """
+
+    def __init__(
+        self, stream: Stream, curriculum: list[Experience], mask: Literal["none", "seen", "experience"], device: torch.device
+    ):
+        self.table = stream.task_outputs.to(device)
+        self.by_task = stream.scenario == "task"
+        self.mask = mask if stream.scenario == "class" else "none"
+        if self.mask == "none":
+            return
+        self.own = torch.zeros(stream.n_tasks, stream.n_outputs, dtype=torch.bool, device=device)
+        for e in stream.experiences:
+            self.own[e.task, list(e.classes)] = True
+        met = [self.own[e.train.task.unique()].any(0) for e in curriculum]
+        self.seen = torch.stack(met).cumsum(0).bool()  # (experiences trained on, n_outputs)
+
+    def allowed(self, task: Tensor, experience: int, training: bool) -> Tensor | None:
+        """(B, n_outputs) bool, or None."""
+        if self.by_task:
+            return self.table[task]
+        if self.mask == "none" or experience < 0:
+            return None
+        if self.mask == "experience" and training:
+            return self.own[task]
+        return self.seen[experience].expand(len(task), -1)

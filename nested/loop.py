@@ -1,0 +1,328 @@
+"""Experiences in order, and the cursor: what has been done, what is next, and how to continue after a stop.
+
+Each experience is one `fit` of a new Lightning Trainer over all its remaining mini-batches (all epochs of it). The order of
+samples comes from a generator seeded by (seed, experience, epoch), so a resumed run continues inside a permutation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from nested.config import Config
+from nested.learner import Cursor, Learner, Rows
+from nested.metrics import ScoreMatrix
+from nested.rundir import SeedDir
+from nested.streams.stream import Experience
+
+LOG_EVERY = 50  # optimizer steps between two recorded training losses
+
+
+class Stopped(Exception):
+    """The user asked to stop; the last checkpoint holds everything."""
+
+
+def order(seed: int, experience: int, epoch: int, n: int) -> Tensor:
+    """(n,) a permutation that depends on nothing but its arguments."""
+    mixed = hashlib.blake2b(f"{seed}/{experience}/{epoch}".encode(), digest_size=7).digest()
+    return torch.randperm(n, generator=torch.Generator().manual_seed(int.from_bytes(mixed, "big")))
+
+
+class Blocks:
+    """All mini-batches that an experience still has, as rows, in blocks of `per_block`."""
+
+    def __init__(self, n: int, epochs: int, batch_size: int, per_block: int, seed: int, experience: int, cursor: Cursor):
+        self.n, self.epochs, self.batch_size, self.per_block = n, epochs, batch_size, per_block
+        self.seed, self.experience = seed, experience
+        self.first = (cursor.epoch, cursor.batch)
+        self.per_epoch = -(-n // batch_size)
+        self.left = self.per_epoch * (epochs - cursor.epoch) - cursor.batch
+
+    def __len__(self) -> int:
+        return -(-self.left // self.per_block)
+
+    def _batches(self) -> Iterator[Rows]:
+        epoch, skip = self.first
+        for e in range(epoch, self.epochs):
+            batches = order(self.seed, self.experience, e, self.n).split(self.batch_size)
+            for b in range(skip if e == epoch else 0, len(batches)):
+                yield e, b, batches[b]
+
+    def __iter__(self) -> Iterator[list[Rows]]:
+        block: list[Rows] = []
+        for rows in self._batches():
+            block.append(rows)
+            if len(block) == self.per_block:
+                yield block
+                block = []
+        if block:
+            yield block
+
+
+class Loop:
+    """One seed, from where its directory stands to the end."""
+
+    def __init__(self, learner: Learner, config: Config, directory: SeedDir, seed: int, display: Display | None = None):
+        self.learner, self.config, self.directory, self.seed = learner, config, directory, seed
+        self.stream = learner.stream
+        self.curriculum = learner.curriculum
+        self.n = len(self.stream.experiences)
+        self.joint = len(self.curriculum) != self.n
+        self.display = display or Display()
+        self.parts = list(config.evaluate.parts)
+        self.matrices: dict[str, dict[str, ScoreMatrix]] = {}
+        self.anytime: dict[str, list[Any]] = {"step": [], "moment": [], "experience": [], "accuracy": []}
+        self.seconds = {"train": 0.0, "evaluate": 0.0, "anytime": 0.0, "other": 0.0}
+        self._doing = "other"
+        self.stop = False
+        self._clock = time.perf_counter()
+        self._saved = time.monotonic()
+        learner.after_block = self._after_block
+        if config.evaluate.anytime_steps or config.evaluate.anytime_ticks:
+            learner.watch = self._watch
+
+    # -- plan ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def epochs(self) -> int:
+        t = self.config.trainer
+        return (t.joint_epochs or t.epochs) if self.joint else t.epochs
+
+    def steps_of(self, experience: Experience) -> int:
+        """Optimizer steps that one experience takes."""
+        return self.epochs * -(-len(experience.train) // self.config.trainer.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(self.steps_of(e) for e in self.curriculum)
+
+    # -- the story ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Continue from the cursor to the end. Raises Diverged and Stopped; what was reached is on disk in both cases."""
+        cursor = self.learner.cursor
+        while cursor.experience < len(self.curriculum):
+            if cursor.phase == "fit":
+                self._fit(self.curriculum[cursor.experience])
+            self._evaluate()
+            self._record_row()
+            cursor.experience, cursor.phase, cursor.epoch, cursor.batch, cursor.inside = cursor.experience + 1, "fit", 0, 0, False
+            self._maybe_save()
+
+    def _fit(self, experience: Experience) -> None:
+        learner, cursor = self.learner, self.learner.cursor
+        learner.examples = experience.train
+        if not cursor.inside:
+            learner.optimizer.start_experience(self.steps_of(experience), self.total_steps)
+            learner.method.before_experience(learner, experience)
+            cursor.inside = True
+        self.display.experience(cursor.experience, len(self.curriculum), experience.name, self.steps_of(experience))
+        blocks = Blocks(
+            len(experience.train), self.epochs, self.config.trainer.batch_size, self.config.trainer.batches_per_block,
+            self.seed, experience.index, cursor,
+        )  # fmt: skip
+        self._switch("train")
+        if len(blocks):
+            _trainer(self.config).fit(learner, train_dataloaders=blocks)
+        learner.optimizer.end_experience()
+        learner.method.after_experience(learner, experience)
+        self._log_loss()
+        self._switch("other")
+        cursor.phase, cursor.epoch, cursor.batch = "evaluate", 0, 0
+        self._maybe_save()
+
+    def _after_block(self) -> None:
+        if self.learner.step // LOG_EVERY > self._logged:
+            self._log_loss()
+        self.display.step(self.learner)
+        self.stop |= self.learner.trainer.received_sigterm
+        self._maybe_save()
+
+    @property
+    def _logged(self) -> int:
+        return (self.learner.step - self.learner.loss_count) // LOG_EVERY
+
+    def _log_loss(self) -> None:
+        mean = self.learner.take_loss()
+        if mean is not None:
+            self.directory.metrics(self.learner.step, {"train/loss": mean, "train/skipped_steps": self.learner.optimizer.skipped})
+
+    def _evaluate(self) -> None:
+        """One row: every column that is still missing, for every view and part."""
+        cursor, row = self.learner.cursor, self.learner.cursor.experience + 1
+        self._switch("evaluate")
+        for column in range(cursor.batch, self.n):
+            for view, context in self.learner.method.views().items():
+                with context:
+                    for part in self.parts:
+                        self._score(self._matrix(view, part), row, column, part)
+            cursor.batch = column + 1
+            self.display.evaluated(column + 1, self.n)
+            self._maybe_save()
+        self._switch("other")
+
+    def _score(self, matrix: ScoreMatrix, row: int, column: int, part: str) -> None:
+        experience = self.stream.experiences[column]
+        matrix.update(row, column, *self.learner.evaluate(getattr(experience, part), self.config.trainer.eval_batch_size))
+
+    def _matrix(self, view: str, part: str) -> ScoreMatrix:
+        parts = self.matrices.setdefault(view, {})
+        if part not in parts:
+            parts[part] = ScoreMatrix(len(self.curriculum) + 1, self.n, self.stream.regression)
+        return parts[part]
+
+    def _record_row(self) -> None:
+        row = self.learner.cursor.experience + 1
+        for view, parts in self.matrices.items():
+            for part, matrix in parts.items():
+                self.directory.event(
+                    "row", row=row, view=view, part=part, sum=matrix.sums[row].tolist(), count=matrix.counts[row].tolist()
+                )
+        main = next(iter(self.matrices.values()))
+        values: dict[str, float | None] = {}
+        for part, matrix in main.items():
+            scores = matrix.compute()[row]
+            values[f"experience/{part}/mean"] = float(scores.mean())
+            if row:
+                seen = scores[: row if not self.joint else self.n]
+                values[f"experience/{part}/seen"] = float(seen.mean())
+            width = len(str(self.n - 1))
+            values |= {f"experience/{part}/exp-{j:0{width}d}": float(s) for j, s in enumerate(scores)}
+        self.directory.metrics(row, values)
+        self.display.row(row, values)
+        if self.learner.watch and "test" in main:
+            self._record_anytime(self.learner.step, "border", main["test"].compute()[row].tolist())
+
+    def _watch(self, moment: str) -> None:
+        options = self.config.evaluate
+        step = self.learner.step + (0 if moment.startswith("before:") else 1)
+        wanted = options.anytime_ticks if moment != "step" else options.anytime_steps and step % options.anytime_steps == 0
+        if not wanted:
+            return
+        self._switch("anytime")
+        context = next(iter(self.learner.method.views().values()))
+        with context, torch.random.fork_rng(devices=[]):
+            pairs = [self.learner.evaluate(e.test, self.config.trainer.eval_batch_size) for e in self.stream.experiences]
+        self._record_anytime(step, moment, [s / c for s, c in pairs])
+        self._switch("train")
+
+    def _record_anytime(self, step: int, moment: str, scores: list[float]) -> None:
+        entry = {"step": step, "moment": moment, "experience": self.learner.cursor.experience, "accuracy": scores}
+        for name, value in entry.items():
+            self.anytime[name].append(value)
+
+    def _switch(self, what: str) -> None:
+        """Account the time since the last switch, and go on with something else."""
+        t = time.perf_counter()
+        self.seconds[self._doing] += t - self._clock
+        self._clock, self._doing = t, what
+
+    # -- stop and resume ----------------------------------------------------------------------------------------------
+
+    def _maybe_save(self) -> None:
+        if self.stop or time.monotonic() - self._saved >= self.config.checkpoint.every_seconds:
+            self.save()
+        if self.stop:
+            raise Stopped
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the rest of the run depends on."""
+        self._switch(self._doing)
+        self.directory.save_checkpoint(self.learner.step, self.state(), self.config.checkpoint.keep)
+        self._saved = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        learner = self.learner
+        return {
+            "cursor": asdict(learner.cursor),
+            "step": learner.step,
+            "loss": [learner.loss_sum, learner.loss_count],
+            "model": learner.model.state_dict(),
+            "optimizer": learner.optimizer.state_dict(),
+            "method": learner.method.state_dict(),
+            "matrices": {v: {p: m.state_dict() for p, m in parts.items()} for v, parts in self.matrices.items()},
+            "anytime": self.anytime,
+            "seconds": self.seconds,
+            "rng": rng_state(),
+            "training": learner.model.training,
+        }
+
+    def restore(self) -> list[str]:
+        """Load the newest whole checkpoint, if there is one; sentences about damaged ones are returned."""
+        state, complaints = self.directory.load_checkpoint()
+        if state is None:
+            return complaints
+        learner = self.learner
+        learner.cursor = Cursor(**state["cursor"])
+        learner.step = state["step"]
+        learner.loss_sum, learner.loss_count = state["loss"]
+        learner.model.load_state_dict(state["model"])
+        learner.model.train(state["training"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        learner.method.load_state_dict(state["method"])
+        for view, parts in state["matrices"].items():
+            for part, matrix in parts.items():
+                self._matrix(view, part).load_state_dict(matrix)
+        self.anytime = {k: list(v) for k, v in state["anytime"].items()}
+        self.seconds = dict(state["seconds"])
+        set_rng_state(state["rng"])
+        return complaints
+
+
+class Display:
+    """What a user sees while a run goes on; this one shows nothing."""
+
+    def experience(self, index: int, total: int, name: str, steps: int) -> None: ...
+
+    def step(self, learner: Learner) -> None: ...
+
+    def evaluated(self, done: int, total: int) -> None: ...
+
+    def row(self, row: int, values: dict[str, float | None]) -> None: ...
+
+
+def _trainer(config: Config) -> L.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on workers and loggers, which are not Lightning's here
+        return L.Trainer(
+            accelerator=config.trainer.accelerator, devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, inference_mode=False,
+            use_distributed_sampler=False,
+        )  # fmt: skip
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of torch's, NumPy's and Python's generators as tensors and numbers."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    version, words, next_gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": [version, torch.tensor(words, dtype=torch.int64), next_gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Continue all generators from where `rng_state` was taken."""
+    torch.set_rng_state(state["torch"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, next_gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), next_gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

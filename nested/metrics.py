@@ -1,0 +1,133 @@
+"""The accuracy matrix and what is read off it.
+
+R[i, j] is the score on experience j after training on experience i; R0[j] before any training. n experiences.
+Scores are accuracies, or mean losses where lower is better: there max becomes min and every difference changes sign, so
+that positive BWT, FWT and gain mean improvement and positive forgetting means loss in both cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+Array = NDArray[np.float64]
+
+
+class ScoreMatrix(Metric):
+    """Sums and counts of scores, one cell for each (row, experience); summed over processes.
+
+    Rows are 0 (before training) to n. For accuracy the sum is the number of correct answers, so R is exact.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, rows: int, columns: int, regression: bool = False):
+        super().__init__()
+        dtype = torch.float64 if regression else torch.int64
+        self.add_state("sums", torch.zeros(rows, columns, dtype=dtype), dist_reduce_fx="sum", persistent=True)
+        self.add_state("counts", torch.zeros(rows, columns, dtype=torch.int64), dist_reduce_fx="sum", persistent=True)
+
+    def update(self, row: int, column: int, total: float, count: int) -> None:
+        """Add `total` (correct answers, or summed loss) over `count` examples to a cell."""
+        self.sums[row, column] += total
+        self.counts[row, column] += count
+
+    def compute(self) -> Tensor:
+        """(rows, columns) float64: sum / count, NaN where nothing was counted."""
+        return self.sums.double() / self.counts.double()
+
+
+def signed(matrix: Array, lower_is_better: bool) -> Array:
+    """The matrix with larger meaning better."""
+    return -matrix if lower_is_better else matrix
+
+
+def acc(r: Array) -> float:
+    """mean_j R[n-1, j]."""
+    return float(r[-1].mean())
+
+
+def learning_acc(r: Array) -> float:
+    """mean_j R[j, j]."""
+    return float(np.diag(r).mean())
+
+
+def forgetting(r: Array, lower_is_better: bool = False) -> float | None:
+    """mean over j < n-1 of (max over i < n-1 of R[i, j]) - R[n-1, j]; None for one experience."""
+    s = signed(r, lower_is_better)
+    return None if len(s) < 2 else float((s[:-1, :-1].max(0) - s[-1, :-1]).mean())
+
+
+def bwt(r: Array, lower_is_better: bool = False) -> float | None:
+    """Backward transfer: mean over j < n-1 of R[n-1, j] - R[j, j]; None for one experience."""
+    s = signed(r, lower_is_better)
+    return None if len(s) < 2 else float((s[-1, :-1] - np.diag(s)[:-1]).mean())
+
+
+def fwt(r: Array, initial: Array, lower_is_better: bool = False) -> float | None:
+    """Forward transfer: mean over j > 0 of R[j-1, j] - R0[j]; None for one experience. Uninformative class-incrementally."""
+    s = signed(r, lower_is_better)
+    return None if len(s) < 2 else float((np.diag(s, 1) - signed(initial, lower_is_better)[1:]).mean())
+
+
+def gain(r: Array, alone: Array, lower_is_better: bool = False) -> float:
+    """mean_j (R[j, j] - S[j]), S[j] the score of the same configuration trained on experience j alone."""
+    return float((np.diag(signed(r, lower_is_better)) - signed(alone, lower_is_better)).mean())
+
+
+def anytime(experience: Sequence[int], scores: Array, lower_is_better: bool = False) -> tuple[float | None, float]:
+    """(min-ACC, WC-ACC) of De Lange et al., arXiv 2205.13452, at the last evaluation.
+
+    `experience` (m,) says what was being learned at each evaluation (-1 before training), `scores` (m, n) what was reached.
+    min-ACC = mean over learned experiences j of the minimum of their score at any evaluation after they were learned;
+    WC-ACC = (1/k) score of the current one + (1 - 1/k) min-ACC, k experiences seen.
+    """
+    s = signed(scores, lower_is_better)
+    at = np.asarray(experience)
+    current = int(at[-1])
+    least = [float(s[at > j, j].min()) for j in range(current)]
+    sign = -1.0 if lower_is_better else 1.0
+    now, k = float(s[-1, current]), current + 1
+    low = float(np.mean(least)) if least else None
+    worst = now / k + (1 - 1 / k) * (low or 0.0)
+    return (None if low is None else sign * low), sign * worst
+
+
+def summarise(r: Array, initial: Array, lower_is_better: bool, joint: bool = False) -> dict[str, float | None]:
+    """Every metric of the matrix; a joint fit has no order, hence no forgetting and no transfer."""
+    several = not joint
+    return {
+        "acc": acc(r),
+        "forgetting": forgetting(r, lower_is_better) if several else None,
+        "bwt": bwt(r, lower_is_better) if several else None,
+        "fwt": fwt(r, initial, lower_is_better) if several else None,
+        "learning_acc": learning_acc(r),
+    }
+
+
+def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean over seeds and the half width of its 95 percent interval (Student t); None where it cannot be given."""
+    known = [v for v in values if v is not None]
+    if not known or len(known) < len(values):
+        return None, None
+    mean = float(np.mean(known))
+    if len(known) < 2:
+        return mean, None
+    from scipy.stats import t
+
+    return mean, float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+
+
+def over_seeds(summaries: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """{name: mean} and {name: half width} over the seeds' summaries."""
+    pairs = {name: interval([s.get(name) for s in summaries]) for name in names}
+    return {n: m for n, (m, _) in pairs.items()}, {n: c for n, (_, c) in pairs.items()}

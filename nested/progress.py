@@ -1,0 +1,50 @@
+"""What a user sees on the terminal while a run goes on: one line that says experience, step and the scores so far."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nested.learner import Learner
+from nested.loop import Display
+
+REFRESH_SECONDS = 0.1
+
+
+class Bar(Display):
+    """A progress bar on standard error; on a terminal that is none, one line per experience instead."""
+
+    def __init__(self, title: str, total_steps: int, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self.title, self.last = title, 0.0
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.progress.add_task(self._escaped(title), total=total_steps)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def experience(self, index: int, total: int, name: str, steps: int) -> None:
+        self.progress.update(self.task, description=self._escaped(f"{self.title} · experience {index + 1}/{total}"))
+
+    def step(self, learner: Learner) -> None:
+        if not self.progress.disable and time.monotonic() - self.last > REFRESH_SECONDS:
+            self.last = time.monotonic()
+            self.progress.update(self.task, completed=learner.step)
+
+    def row(self, row: int, values: dict[str, float | None]) -> None:
+        part = "test" if "experience/test/mean" in values else "validation"
+        mean, seen = values[f"experience/{part}/mean"], values.get(f"experience/{part}/seen")
+        what = "before training" if row == 0 else f"after experience {row}"
+        text = f"{self.title} · {what}: {part} mean {mean:.3f}" + (f", over those seen {seen:.3f}" if seen is not None else "")
+        self.console.print(self._escaped(text), highlight=False)
+
+    @staticmethod
+    def _escaped(text: str) -> str:
+        return text.replace("[", r"\[")

@@ -1,0 +1,245 @@
+"""The run directory: the only writer of results, and the way back to them.
+
+runs/<id>/{FORMAT, config.yaml, result.json, seed-<s>/{FORMAT, config.yaml, environment.json, events.jsonl, matrix.json,
+checkpoints/}}. Events are appended with fixed timestamps and never rewritten; files are replaced atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nested.errors import NestedError, UserError, nearest
+
+FORMAT = "1"
+
+
+@contextlib.contextmanager
+def said(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that says where the results lie."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(f"cannot write in {path}: {error.strerror}; choose another directory with runs=...", key="runs", seen=str(path)) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise NestedError(
+                f"{error.strerror} while writing {path}; everything recorded so far is in {path.parent}: "
+                "make room, then continue with nested resume"
+            ) from None
+        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: after a kill there is the old one or the new one, never a part."""
+    with said(path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1).encode())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def create(runs: str | Path, name: str, config: Mapping[str, Any]) -> Path:
+    """A new run directory, its id made of the time, the stream's name and four random letters. Raises UserError."""
+    root = Path(runs).expanduser().resolve()
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
+    path = root / run_id
+    with said(root):
+        path.mkdir(parents=True)
+    _found(path, config)
+    return path
+
+
+def _found(path: Path, config: Mapping[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    write_atomic(path / "FORMAT", f"{FORMAT}\n".encode())
+    write_atomic(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a run or seed directory as plain values."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
+
+
+def check_format(path: Path) -> None:
+    """Raise UserError for a directory that is no run, or one of a format this version does not read."""
+    file = path / "FORMAT"
+    if not file.is_file():
+        raise UserError(f"{path} is not a run directory: it has no FORMAT file", key="run", seen=str(path))
+    seen = file.read_text().strip()
+    if seen != FORMAT:
+        raise UserError(f"{path} has format {seen!r}; this version reads format {FORMAT}: use the version that wrote it", key="run", seen=seen)
+
+
+def find(name: str, runs: str | Path = "runs") -> Path:
+    """A run directory by id, path or unique prefix. Raises UserError, naming what is near."""
+    root = Path(runs).expanduser()
+    for candidate in (Path(name).expanduser(), root / name):
+        if (candidate / "FORMAT").is_file():
+            check_format(candidate)
+            return candidate.resolve()
+    known = all_runs(root)
+    hits = [p for p in known if p.name.startswith(name)]
+    if len(hits) == 1:
+        check_format(hits[0])
+        return hits[0].resolve()
+    names = [p.name for p in hits or known]
+    if hits:
+        raise UserError(f"{name!r} begins {len(hits)} runs: {', '.join(names[:5])}; give more of the id", key="run", seen=name, allowed=names)
+    last = f"; the newest is {names[-1]}" if names else ""
+    raise UserError(f"no run {name!r} in {root.resolve()}{nearest(name, names)}{last}", key="run", seen=name, allowed=names[-10:])
+
+
+def all_runs(runs: str | Path) -> list[Path]:
+    """Run directories, oldest first."""
+    root = Path(runs).expanduser()
+    return sorted(p for p in root.glob("*") if (p / "FORMAT").is_file()) if root.is_dir() else []
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run directory: two processes writing one run would mix their results. Raises UserError."""
+    with said(path), (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path.name} is being written by another process; wait for it, or stop it", key="run", seen=path.name) from None
+        yield
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of an events file; a torn line (a kill, a full disk) is passed over."""
+    events = []
+    if path.is_file():
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(line))
+    return [e for e in events if isinstance(e, dict)]
+
+
+class SeedDir:
+    """The directory of one seed. An event that is already recorded is not recorded again (a resumed run repeats some)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._once = {_identity(e) for e in read_events(path / "events.jsonl")}
+
+    @classmethod
+    def open(cls, path: Path, config: Mapping[str, Any]) -> SeedDir:
+        """The directory at `path`, made if it is not there."""
+        with said(path):
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if not (path / "FORMAT").exists():
+            _found(path, config)
+        check_format(path)
+        return cls(path)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one event, whole and on disk, unless it is there already."""
+        event = {"t": time.time_ns() // 1_000_000, "event": kind, **values}
+        identity = _identity(event)
+        if identity is not None and identity in self._once:
+            return
+        path = self.path / "events.jsonl"
+        line = json.dumps(event).encode() + b"\n"
+        with said(path), path.open("ab") as file:
+            if file.tell() and _last_byte(path) != b"\n":
+                line = b"\n" + line  # after a torn line
+            file.write(line)
+        self._once.add(identity)
+
+    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Append numbers at a step; those that are not defined (None) are left out."""
+        self.event("metrics", step=step, values={k: v for k, v in values.items() if v is not None})
+
+    def events(self) -> list[dict[str, Any]]:
+        return read_events(self.path / "events.jsonl")
+
+    def write(self, name: str, value: Any) -> None:
+        """Replace a JSON file of this seed."""
+        write_json(self.path / name, value)
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
+        """Write a checkpoint, then drop the oldest beyond `keep`: its first 32 bytes are the SHA-256 of the rest."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        data = buffer.getvalue()
+        number = max((int(p.stem) for p in self.checkpoints()), default=0) + 1
+        path = self.path / "checkpoints" / f"{number:08d}.pt"
+        write_atomic(path, hashlib.sha256(data).digest() + data)
+        for old in self.checkpoints()[:-keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint files, oldest first."""
+        return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
+
+    def load_checkpoint(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest whole checkpoint, and a sentence for each damaged one passed over. Raises NestedError when all are."""
+        import torch
+
+        complaints = []
+        for path in reversed(self.checkpoints()):
+            raw = path.read_bytes()
+            if hashlib.sha256(raw[32:]).digest() == raw[:32]:
+                return torch.load(io.BytesIO(raw[32:]), weights_only=True), complaints
+            complaints.append(f"{path} is damaged ({len(raw)} bytes, checksum differs); the one before it is used")
+        if complaints:
+            raise NestedError(f"no whole checkpoint in {self.path / 'checkpoints'}: {'; '.join(complaints)}. Start the run again")
+        return None, complaints
+
+
+def _identity(event: Mapping[str, Any]) -> Any:
+    """What makes an event the same event when a resumed run records it again; None where each one counts."""
+    kind = event.get("event")
+    if kind == "metrics":
+        return kind, event["step"], tuple(sorted(event["values"]))
+    if kind in ("start", "params", "tags"):
+        return (kind,)
+    if kind == "row":
+        return kind, event["row"], event["view"], event["part"]
+    if kind == "dataset":
+        return kind, event["experience"]
+    return None
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
+def as_stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from a YAML or JSON file: tuples as lists, keys as text."""
+    return json.loads(json.dumps(dict(values)))

@@ -1,0 +1,208 @@
+"""A callable's signature is its schema: names, types, defaults and bounds, read once and checked before the call."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+from nested.errors import UserError, unknown
+
+Context = frozenset({"self", "params", "sample_shape", "n_outputs", "root", "args", "kwargs"})
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The interval a number must lie in: `Annotated[int, Bound(ge=1)]`."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def holds(self, value: float) -> bool:
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        return " and ".join(f"{sign} {getattr(self, name):g}" for name, sign in signs.items() if getattr(self, name) is not None)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One keyword of a component, as `nested show` prints it."""
+
+    name: str
+    annotation: Any
+    default: Any
+    required: bool
+
+    def __str__(self) -> str:
+        return spell(self.annotation)
+
+
+def locate(target: str, key: str) -> Callable[..., Any]:
+    """The object a dotted path names. Raises UserError when there is none, naming what is near."""
+    module_name, _, name = target.rpartition(".")
+    if not module_name:
+        raise UserError("a dotted path such as mypackage.Thing is needed", key=key, seen=target)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise  # the module is there, something it needs is not: its own message says what
+        raise UserError(
+            f"cannot import {module_name!r} of {target!r}: no module named {error.name!r}; install it or put it in the current directory",
+            key=key, seen=target,
+        ) from None
+    if not hasattr(module, name):
+        raise unknown(f"name in {module_name}:", name, [n for n in dir(module) if not n.startswith("_")][:40], key)
+    return getattr(module, name)
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
+    """Every keyword that a config may give to `function`; context arguments (data, shapes, parameters) are left out."""
+    owner = function.__init__ if inspect.isclass(function) else function
+    try:
+        hints = typing.get_type_hints(owner, include_extras=True)
+    except (NameError, TypeError):  # annotations that only a type checker can resolve: names are still checked
+        hints = {}
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in Context or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        found[name] = Argument(name, hints.get(name, Any), None if required else parameter.default, required)
+    return found
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` has a parameter of that name (or takes any keyword)."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters
+
+
+def checked(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values`, each coerced to its declared type. Raises UserError for an unknown or missing key, a wrong type or bound."""
+    known = arguments(function)
+    result = {}
+    for name, value in values.items():
+        if name not in known:
+            raise unknown("key", f"{where}.{name}", [f"{where}.{k}" for k in known])
+        result[name] = value_of(value, known[name].annotation, f"{where}.{name}")
+    missing = [n for n, a in known.items() if a.required and n not in values and n != "seed"]
+    if missing:
+        raise UserError(f"a value is needed: {where}.{missing[0]}=... ({known[missing[0]]})", key=f"{where}.{missing[0]}")
+    return result
+
+
+def value_of(value: Any, annotation: Any, key: str) -> Any:
+    """`value` as its annotation wants it. Raises UserError naming key, value seen and what is allowed."""
+    if value == "???":
+        raise UserError(f"a value is needed: {key}=... ({spell(annotation)})", key=key)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return value  # a nested component: checked when it is built
+    accepted, result = _coerce(value, annotation, key)
+    if not accepted:
+        allowed = spell(annotation)
+        hint = ""
+        words = [str(w) for w in _words(annotation)]
+        if isinstance(value, str) and (near := difflib.get_close_matches(value, words, 1)):
+            hint = f" (did you mean {near[0]!r}?)"
+        raise UserError(f"{value!r} is not allowed{hint}; allowed: {allowed}", key=key, seen=value, allowed=allowed)
+    return result
+
+
+def _coerce(value: Any, annotation: Any, key: str) -> tuple[bool, Any]:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        accepted, result = _coerce(value, inner[0], key)
+        bounds = [b for b in inner[1:] if isinstance(b, Bound)]
+        number = isinstance(result, int | float) and not isinstance(result, bool)
+        return accepted and all(b.holds(result) for b in bounds if number), result
+    if origin is Literal:
+        return value in inner, value
+    if origin in (Union, types.UnionType):
+        for option in inner:
+            accepted, result = _coerce(value, option, key)
+            if accepted:
+                return True, result
+        return False, value
+    if origin in (list, tuple):
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            return False, value
+        item = inner[0] if inner else Any
+        return True, origin(value_of(v, item, f"{key}[{i}]") for i, v in enumerate(value))
+    return _plain(value, annotation)
+
+
+def _plain(value: Any, annotation: Any) -> tuple[bool, Any]:
+    if annotation is type(None) or annotation is None:
+        return value is None, value
+    if annotation is bool:
+        return isinstance(value, bool), value
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if annotation is float:
+        accepted = isinstance(value, int | float) and not isinstance(value, bool)
+        return accepted, float(value) if accepted else value
+    if annotation is str:
+        return isinstance(value, str), value
+    if inspect.isclass(annotation) and annotation.__module__.startswith("torch"):
+        return False, value  # `float | Tensor`: a config can only give the number
+    return True, value
+
+
+def _words(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is Literal:
+        return list(typing.get_args(annotation))
+    return [w for part in typing.get_args(annotation) for w in _words(part)]
+
+
+def spell(annotation: Any) -> str:
+    """An annotation in words: `int >= 1`, `hard | blurry | none`, `float or null`."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return " ".join([spell(inner[0]), *(str(b) for b in inner[1:] if isinstance(b, Bound))])
+    if origin is Literal:
+        return " | ".join(str(w) for w in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(s for s in (spell(a) for a in inner) if s != "Tensor")
+    if origin in (list, tuple):
+        return f"list of {spell(inner[0]) if inner else 'any'}"
+    if annotation is type(None):
+        return "null"
+    return "any" if annotation is Any else getattr(annotation, "__name__", str(annotation))
+
+
+def build(section: Mapping[str, Any], where: str, **context: Any) -> Any:
+    """Call the `_target_` of a config section with its checked values and the context its signature asks for.
+
+    Values that are sections themselves are built first, with the same context.
+    """
+    values = {k: v for k, v in section.items() if k != "_target_"}
+    function = locate(section["_target_"], f"{where}._target_")
+    values = checked(function, values, where)
+    for name, value in values.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            values[name] = build(value, f"{where}.{name}", **context)
+    for name, value in context.items():
+        if takes(function, name) and values.get(name) is None:
+            values[name] = value
+    return function(**values)
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """The first sentence of a docstring, for `nested list`."""
+    text = inspect.getdoc(function) or ""
+    return " ".join(text.split("\n\n")[0].split())

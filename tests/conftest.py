@@ -1,0 +1,16 @@
+"""Fixtures for all tests. Real data is optional: tests that want it skip, with a reason, where it is absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """A directory with the real data sets: $NESTED_DATA, or a folder beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("NESTED_DATA", beside))
+    if not root.is_dir():
+        pytest.skip("no real data here: set NESTED_DATA to a directory with mnist-t10k/, omniglot/, ...")
+    return root
