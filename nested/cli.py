@@ -1,4 +1,4 @@
-"""The command line: one function per verb. A verb imports what it needs when it is called, so that --help is instant."""
+"""The command line: one function per verb, which imports what it needs when it is called: --help is instant."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ app = typer.Typer(
     help="Continual-learning experiments built around nested learning.\n\nnested VERB [group=choice] [key=value]",
 )
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[group=choice] [key=value]", help="what differs from the defaults")]
-ConfigDir = Annotated[str | None, typer.Option("--config-dir", help="a directory of your own choices, laid out like conf/")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[group=choice] [key=value]", help="what differs from the defaults")
+]
+ConfigDir = Annotated[
+    str | None, typer.Option("--config-dir", help="a directory of your own choices, laid out like conf/")
+]
 Json = Annotated[bool, typer.Option("--json", help="end with one JSON object on standard output")]
 Runs = Annotated[str, typer.Option("--runs", help="directory of run directories")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="an id, a path, or the beginning of an id")]
@@ -42,14 +46,18 @@ def show(value: Any) -> None:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(value, markup=not isinstance(value, str), highlight=False, soft_wrap=isinstance(value, str))
+    Console(width=width).print(
+        value, markup=not isinstance(value, str), highlight=False, soft_wrap=isinstance(value, str)
+    )
 
 
 @app.command()
 def run(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="build everything, one batch per experience, write nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="build everything, one batch per experience, write nothing")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train on a stream of tasks, one or several seeds, and report what is forgotten."""
@@ -68,7 +76,9 @@ def run(
 
 
 @app.command()
-def resume(name: RunName, overrides: Overrides = None, runs: Runs = "runs", config_dir: ConfigDir = None, as_json: Json = False) -> None:
+def resume(
+    name: RunName, overrides: Overrides = None, runs: Runs = "runs", config_dir: ConfigDir = None, as_json: Json = False
+) -> None:
     """Continue a run after a stop; it ends bit for bit as if it had never stopped (on CPU)."""
     from nested import rundir
     from nested.config import compose
@@ -99,7 +109,9 @@ def _conclude(result: Any, as_json: bool) -> None:
 
 @app.command("list")
 def list_choices(
-    group: Annotated[str | None, typer.Argument(help="stream, model, optim, levels, method, trainer, tracking, recipe or runs")] = None,
+    group: Annotated[
+        str | None, typer.Argument(help="stream, model, optim, levels, method, trainer, tracking, recipe or runs")
+    ] = None,
     config_dir: ConfigDir = None,
     runs: Runs = "runs",
     as_json: Json = False,
@@ -142,7 +154,11 @@ def show_choice(
 
 
 @app.command()
-def doctor(runs: Runs = "runs", uri: Annotated[str | None, typer.Option(help="MLflow store to ask")] = None, as_json: Json = False) -> None:
+def doctor(
+    runs: Runs = "runs",
+    uri: Annotated[str | None, typer.Option(help="MLflow store to ask")] = None,
+    as_json: Json = False,
+) -> None:
     """Versions, torch and torchvision, GPU, Triton, disk, stores: what works here and how to mend what does not."""
     from nested.doctor import examine
 
@@ -197,7 +213,11 @@ def compare(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = 
 
 
 @app.command()
-def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]")] = None, runs: Runs = "runs", as_json: Json = False) -> None:
+def sync(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]")] = None,
+    runs: Runs = "runs",
+    as_json: Json = False,
+) -> None:
     """Send to MLflow what it has not got; without a name, of every run."""
     from nested import rundir, tracking
     from nested.config import from_dict
@@ -214,7 +234,9 @@ def sync(names: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]")] 
 
 
 @app.command()
-def ui(runs: Runs = "runs", uri: Annotated[str | None, typer.Option(help="another store")] = None, port: int = 5000) -> None:
+def ui(
+    runs: Runs = "runs", uri: Annotated[str | None, typer.Option(help="another store")] = None, port: int = 5000
+) -> None:
     """Open MLflow's own pages on the store of these runs, on this machine only."""
     from nested import tracking
     from nested.config import Tracking
@@ -225,14 +247,22 @@ def ui(runs: Runs = "runs", uri: Annotated[str | None, typer.Option(help="anothe
 
 
 @app.command()
-def claims(name: Annotated[str | None, typer.Argument()] = None, out: Annotated[str, typer.Option(help="results are appended here")] = "claims.jsonl", as_json: Json = False) -> None:
+def claims(
+    name: Annotated[str | None, typer.Argument()] = None,
+    out: Annotated[str, typer.Option(help="results are appended here")] = "claims.jsonl",
+    as_json: Json = False,
+) -> None:
     """List the claims of this project, or measure one again."""
     from nested import claims as claims_module
 
     known = claims_module.claims()
     if name is None:
         for claim in known:
-            show(json.dumps(claim.__dict__) if as_json else f"{claim.name}: {claim.statement} (expected {claim.expected} +- {claim.tolerance}, {claim.budget_seconds:.0f} s)")
+            show(
+                json.dumps(claim.__dict__)
+                if as_json
+                else f"{claim.name}: {claim.statement} (expected {claim.expected} +- {claim.tolerance})"
+            )
         return
     chosen = [c for c in known if c.name == name]
     if not chosen:
@@ -246,7 +276,10 @@ def claims(name: Annotated[str | None, typer.Argument()] = None, out: Annotated[
 
 
 @app.command()
-def gc(runs: Runs = "runs", yes: Annotated[bool, typer.Option("--yes", help="delete; without it, only say what would go")] = False) -> None:
+def gc(
+    runs: Runs = "runs",
+    yes: Annotated[bool, typer.Option("--yes", help="delete; without it, only say what would go")] = False,
+) -> None:
     """Free disk: checkpoints of finished runs and leftovers; never a result."""
     from nested import housekeeping
 
@@ -270,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def guarded(act: Callable[[], Any], as_json: bool) -> int:
-    """Exit code of `act`: what was raised becomes a line on standard error, and a JSON object when that was asked for."""
+    """Exit code of `act`: what was raised becomes a line on standard error, and a JSON object if asked for."""
     import click
 
     try:

@@ -100,7 +100,7 @@ class LevelConfig:
     period_steps: Positive | None = None  # stream clock: optimizer steps between two updates
     chunk_tokens: Positive | None = None  # token clock: observed tokens between two updates
     gather: Literal["mean", "sum"] = "mean"  # how the gradients of a period become one
-    lr: Annotated[float, Bound(ge=0)] | None = None  # null = the optimizer's
+    lr_scale: Annotated[float, Bound(gt=0)] = 1.0  # the level's rate as a multiple of its rule's
     optim: dict[str, Any] | None = None  # null = the run's optimizer
 
 
@@ -139,7 +139,15 @@ class Config:
         return asdict(self)
 
 
-Sections = {"trainer": Trainer, "schedule": Schedule, "checkpoint": Checkpoint, "evaluate": Evaluate, "head": Head, "data": Data, "tracking": Tracking}
+Sections = {
+    "trainer": Trainer,
+    "schedule": Schedule,
+    "checkpoint": Checkpoint,
+    "evaluate": Evaluate,
+    "head": Head,
+    "data": Data,
+    "tracking": Tracking,
+}
 Plain = ("seed", "seeds", "label", "runs")
 
 
@@ -178,10 +186,14 @@ def _split(overrides: list[str], config_dir: str | Path | None) -> tuple[list[st
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:
-            raise UserError(f"cannot read {text!r}: write key=value, with quotes around text that has spaces or commas", seen=text) from None
+            raise UserError(
+                f"cannot read {text!r}: write key=value, with quotes around text that has spaces or commas", seen=text
+            ) from None
         key, value = parsed.key_or_group, parsed.value()
         if parsed.is_delete() or parsed.is_sweep_override():
-            raise UserError(f"{text!r}: one plain key=value at a time; for several values start several runs", key=key, seen=text)
+            raise UserError(
+                f"{text!r}: one plain key=value at a time; for several values start several runs", key=key, seen=text
+            )
         if key in Groups:
             found = options(key, config_dir)
             if value not in found:
@@ -298,12 +310,20 @@ def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def _level(name: str, section: Any) -> LevelConfig:
     key = f"levels.{name}"
     if not isinstance(section, Mapping):
-        raise UserError(f"{section!r} is not allowed; a level is a mapping with params and period_steps", key=key, seen=section)
+        raise UserError(
+            f"{section!r} is not allowed; a level is a mapping with params and period_steps", key=key, seen=section
+        )
     level = LevelConfig(**checked(LevelConfig, section, key))
     if (level.period_steps is None) == (level.chunk_tokens is None):
-        raise UserError("give period_steps (stream clock) or chunk_tokens (token clock), and not both", key=key, seen=section)
+        raise UserError(
+            "give period_steps (stream clock) or chunk_tokens (token clock), and not both", key=key, seen=section
+        )
     if isinstance(level.params, str) and level.params != "rest":
-        raise UserError(f"{level.params!r} is not allowed; a list of globs, or the word rest", key=f"{key}.params", seen=level.params)
+        raise UserError(
+            f"{level.params!r} is not allowed; a list of globs, or the word rest",
+            key=f"{key}.params",
+            seen=level.params,
+        )
     if level.optim is not None:
         _component(f"{key}.optim", level.optim)
     return level
@@ -325,4 +345,8 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`: the dotted paths of a config."""
     if not isinstance(values, Mapping):
         return {prefix: values}
-    return {k: v for name, value in values.items() for k, v in flatten(value, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {
+        k: v
+        for name, value in values.items()
+        for k, v in flatten(value, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

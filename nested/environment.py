@@ -44,7 +44,9 @@ def git_state(where: Path) -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(where), *arguments], capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(
+                ["git", "-C", str(where), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -55,6 +57,8 @@ def git_state(where: Path) -> dict[str, Any]:
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Name -> (before, now) of what can change the numbers: threads, versions, processor."""
-    found = {k: (before.get(k), now.get(k)) for k in ("threads", "python", "processor", "gpu") if before.get(k) != now.get(k)}
+    found = {
+        k: (before.get(k), now.get(k)) for k in ("threads", "python", "processor", "gpu") if before.get(k) != now.get(k)
+    }
     packages = {p: (before["packages"].get(p), v) for p, v in now["packages"].items() if before["packages"].get(p) != v}
     return {**found, **packages}

@@ -31,8 +31,9 @@ class Diverged(NestedError):
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"`, or nothing where no allowed word is near."""
-    found = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.6)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    spelled = {a.lower(): a for a in allowed}
+    found = difflib.get_close_matches(str(word).lower(), list(spelled), n=1, cutoff=0.6)
+    return f" (did you mean {spelled[found[0]]!r}?)" if found else ""
 
 
 def unknown(kind: str, word: str, allowed: Iterable[str], key: str | None = None) -> UserError:
@@ -40,5 +41,7 @@ def unknown(kind: str, word: str, allowed: Iterable[str], key: str | None = None
     allowed = sorted(allowed)
     return UserError(
         f"unknown {kind} {word!r}{nearest(word, allowed)}; allowed: {', '.join(allowed)}",
-        key=key, seen=word, allowed=allowed,
+        key=key,
+        seen=word,
+        allowed=allowed,
     )

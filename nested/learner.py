@@ -1,7 +1,7 @@
 """The LightningModule: a model, its levels and a method, and one training step of them.
 
-Optimization is manual: a Lightning step is a block of one or more mini-batches, each a full step of its own, so that the
-numbers do not depend on the size of the block.
+Optimization is manual: a Lightning step is a block of one or more mini-batches, each a full step of its own, so that
+the numbers do not depend on the size of the block.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Cursor:
     epoch: int = 0
     batch: int = 0  # next mini-batch of the epoch, or next column of the matrix
     inside: bool = False  # the method has been told that the experience began
+    step: int = 0  # optimizer steps of the whole run
+    loss_sum: float = 0.0  # training loss since it was last recorded
+    loss_count: int = 0
 
 
 class Learner(L.LightningModule):
@@ -56,13 +59,16 @@ class Learner(L.LightningModule):
         self.dtype_in = torch.float64 if precision == "64-true" else torch.float32
         self.mixed = precision == "bf16-mixed"
         self.cursor = Cursor()
-        self.step = 0  # optimizer steps of the whole run
         self.examples: Examples = stream.experiences[0].train  # what the current fit draws from
         self.after_block: Callable[[], None] = lambda: None
         self.watch: Callable[[str], None] | None = None  # told "before:LEVEL", "after:LEVEL" and "step"
-        self.loss_sum, self.loss_count = 0.0, 0
         self.curriculum = method.experiences(stream)
         self._masks = _Masks(stream, self.curriculum, mask, self.where)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.cursor.step
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *S) -> (B, n_outputs), no mask."""
@@ -123,8 +129,12 @@ class Learner(L.LightningModule):
         else:
             self._watched_step()
         self.method.after_step(self)
-        self.step += 1
-        self.loss_sum, self.loss_count = self.loss_sum + value, self.loss_count + 1
+        cursor = self.cursor  # a plain object: setting attributes of a module costs microseconds
+        cursor.step, cursor.loss_sum, cursor.loss_count = (
+            cursor.step + 1,
+            cursor.loss_sum + value,
+            cursor.loss_count + 1,
+        )
 
     def _watched_step(self) -> None:
         assert self.watch is not None
@@ -139,13 +149,15 @@ class Learner(L.LightningModule):
 
     def _diagnosis(self, value: float) -> str:
         """Which level holds what is not finite, at which step."""
-        where = f"experience {self.cursor.experience}, step {self.step + 1}"
-        for name, params in self.optimizer.members.items():
+        where = f"the loss is {value} in experience {self.cursor.experience}, step {self.step + 1}"
+        mend = "lower its rate or set trainer.clip_norm"
+        members = self.optimizer.members
+        for name, params in members.items():
             if not all(bool(p.isfinite().all()) for p in params):
                 updates = self.optimizer.updates[name]
-                return f"the loss is {value} in {where}: parameters of level {name!r} are not finite after {updates} updates; lower its rate or set trainer.clip_norm"
-        largest = max(self.optimizer.members, key=lambda n: max(float(p.detach().abs().max()) for p in self.optimizer.members[n]))
-        return f"the loss is {value} in {where}: all parameters are finite, the largest are in level {largest!r}; lower its rate or set trainer.clip_norm"
+                return f"{where}: parameters of level {name!r} are not finite after {updates} updates; {mend}"
+        largest = max(members, key=lambda n: max(float(p.detach().abs().max()) for p in members[n]))
+        return f"{where}: all parameters are finite, the largest are in level {largest!r}; {mend}"
 
     @torch.no_grad()
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[float, int]:
@@ -165,8 +177,9 @@ class Learner(L.LightningModule):
 
     def take_loss(self) -> float | None:
         """Mean training loss since the last call."""
-        mean = self.loss_sum / self.loss_count if self.loss_count else None
-        self.loss_sum, self.loss_count = 0.0, 0
+        cursor = self.cursor
+        mean = cursor.loss_sum / cursor.loss_count if cursor.loss_count else None
+        cursor.loss_sum, cursor.loss_count = 0.0, 0
         return mean
 
 
@@ -179,7 +192,11 @@ class _Masks:
     """
 
     def __init__(
-        self, stream: Stream, curriculum: list[Experience], mask: Literal["none", "seen", "experience"], device: torch.device
+        self,
+        stream: Stream,
+        curriculum: list[Experience],
+        mask: Literal["none", "seen", "experience"],
+        device: torch.device,
     ):
         self.table = stream.task_outputs.to(device)
         self.by_task = stream.scenario == "task"

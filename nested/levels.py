@@ -1,7 +1,7 @@
 """The central noun: a level is some parameters, the clock on which they learn, and how.
 
-No optimizer and no autograd here: the engines (`optim/leveled.py` for the stream clock) import this file, never the other
-way round. Source: Nested Learning, section 3.2, definitions 2 and 3.
+No optimizer and no autograd here: the engines (`optim/leveled.py` for the stream clock) import this file, never the
+other way round. Source: Nested Learning, section 3.2, definitions 2 and 3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FEWEST_TICKS = 10  # a level that ticks fewer times in a run has hardly learned:
 
 @dataclass(frozen=True)
 class Level:
-    """Parameters that learn together: at every `period`-th tick of their clock, by one rule, from a gathered gradient."""
+    """Parameters that learn together: at every `period`-th tick of a clock, by one rule, from a gathered gradient."""
 
     name: str
     params: tuple[str, ...] | Literal["rest"]  # globs over parameter names; rest: all that no other level names
@@ -31,7 +31,7 @@ class Level:
     clock: Literal["stream", "token"] = "stream"
     gather: Literal["mean", "sum"] = "mean"  # Eq. 71 prints a sum; on the stream clock a mean is the default
     rule: Mapping[str, Any] | None = None  # optimizer section; None = the run's
-    lr: float | None = None  # None = the rule's
+    lr_scale: float = 1.0  # multiplies the rule's rate
 
 
 def due(level: Level, tick: int) -> bool:
@@ -54,7 +54,7 @@ def from_config(section: Mapping[str, LevelConfig]) -> list[Level]:
             clock="stream" if c.period_steps else "token",
             gather=c.gather,
             rule=c.optim,
-            lr=c.lr,
+            lr_scale=c.lr_scale,
         )
         for name, c in section.items()
     ]
@@ -75,7 +75,8 @@ def assign(levels: Sequence[Level], model: nn.Module) -> dict[str, list[str]]:
             if name in owner:
                 raise UserError(
                     f"parameter {name!r} is in two levels, {owner[name]!r} and {level!r}; make their globs disjoint",
-                    key=f"levels.{level}.params", seen=name,
+                    key=f"levels.{level}.params",
+                    seen=name,
                 )
             owner[name] = level
     left = [name for name in names if name not in owner]
@@ -83,11 +84,14 @@ def assign(levels: Sequence[Level], model: nn.Module) -> dict[str, list[str]]:
     if rest is None and left:
         raise UserError(
             f"{len(left)} parameters are in no level, for example {left[0]!r}; give one level params: rest",
-            key="levels", seen=left[:5],
+            key="levels",
+            seen=left[:5],
         )
     if rest is not None:
         if not left:
-            raise UserError("nothing is left for it: the other levels name every parameter", key=f"levels.{rest}.params")
+            raise UserError(
+                "nothing is left for it: the other levels name every parameter", key=f"levels.{rest}.params"
+            )
         found[rest] = left
     return {level.name: found[level.name] for level in stream}
 
@@ -95,7 +99,9 @@ def assign(levels: Sequence[Level], model: nn.Module) -> dict[str, list[str]]:
 def _one_rest(levels: Sequence[Level]) -> None:
     rest = [level.name for level in levels if level.params == "rest"]
     if len(rest) > 1:
-        raise UserError(f"only one level may have params: rest, here {' and '.join(rest)}", key=f"levels.{rest[1]}.params")
+        raise UserError(
+            f"only one level may have params: rest, here {' and '.join(rest)}", key=f"levels.{rest[1]}.params"
+        )
 
 
 def _matched(level: Level, names: Sequence[str]) -> list[str]:
@@ -104,7 +110,9 @@ def _matched(level: Level, names: Sequence[str]) -> list[str]:
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
             raise UserError(
                 f"glob {glob!r} matches no parameter{nearest(glob, names)}; the model has: {shown}",
-                key=f"levels.{level.name}.params", seen=glob, allowed=list(names),
+                key=f"levels.{level.name}.params",
+                seen=glob,
+                allowed=list(names),
             )
     return [name for name in names if any(fnmatchcase(name, glob) for glob in level.params)]
 
@@ -116,6 +124,7 @@ def check_ticks(levels: Sequence[Level], steps: int, allow_idle: bool) -> None:
         if n < FEWEST_TICKS and not allow_idle:
             raise UserError(
                 f"period {level.period} gives {n} updates in {steps} steps, fewer than {FEWEST_TICKS}; "
-                f"a period of at most {max(1, steps // FEWEST_TICKS)} would do, or more epochs, or trainer.allow_idle=true",
-                key=f"levels.{level.name}.period_steps", seen=level.period,
+                f"take a period of at most {max(1, steps // FEWEST_TICKS)}, more epochs, or trainer.allow_idle=true",
+                key=f"levels.{level.name}.period_steps",
+                seen=level.period,
             )

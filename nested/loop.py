@@ -1,7 +1,7 @@
 """Experiences in order, and the cursor: what has been done, what is next, and how to continue after a stop.
 
-Each experience is one `fit` of a new Lightning Trainer over all its remaining mini-batches (all epochs of it). The order of
-samples comes from a generator seeded by (seed, experience, epoch), so a resumed run continues inside a permutation.
+Each experience is one `fit` of a new Lightning Trainer over all its remaining mini-batches (all epochs of it). The order
+of samples comes from a generator seeded by (seed, experience, epoch), so a resumed run continues inside a permutation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def order(seed: int, experience: int, epoch: int, n: int) -> Tensor:
 class Blocks:
     """All mini-batches that an experience still has, as rows, in blocks of `per_block`."""
 
-    def __init__(self, n: int, epochs: int, batch_size: int, per_block: int, seed: int, experience: int, cursor: Cursor):
+    def __init__(
+        self, n: int, epochs: int, batch_size: int, per_block: int, seed: int, experience: int, cursor: Cursor
+    ):
         self.n, self.epochs, self.batch_size, self.per_block = n, epochs, batch_size, per_block
         self.seed, self.experience = seed, experience
         self.first = (cursor.epoch, cursor.batch)
@@ -110,15 +112,22 @@ class Loop:
     # -- the story ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Continue from the cursor to the end. Raises Diverged and Stopped; what was reached is on disk in both cases."""
+        """Continue from the cursor to the end. Raises Diverged and Stopped; what was reached is then on disk."""
         cursor = self.learner.cursor
         while cursor.experience < len(self.curriculum):
             if cursor.phase == "fit":
                 self._fit(self.curriculum[cursor.experience])
             self._evaluate()
             self._record_row()
-            cursor.experience, cursor.phase, cursor.epoch, cursor.batch, cursor.inside = cursor.experience + 1, "fit", 0, 0, False
+            cursor.experience, cursor.phase, cursor.epoch, cursor.batch, cursor.inside = (
+                cursor.experience + 1,
+                "fit",
+                0,
+                0,
+                False,
+            )
             self._maybe_save()
+        self.save()
 
     def _fit(self, experience: Experience) -> None:
         learner, cursor = self.learner, self.learner.cursor
@@ -134,7 +143,9 @@ class Loop:
         )  # fmt: skip
         self._switch("train")
         if len(blocks):
-            _trainer(self.config).fit(learner, train_dataloaders=blocks)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice on workers and loggers, which are not Lightning's here
+                _trainer(self.config).fit(learner, train_dataloaders=blocks)
         learner.optimizer.end_experience()
         learner.method.after_experience(learner, experience)
         self._log_loss()
@@ -151,12 +162,14 @@ class Loop:
 
     @property
     def _logged(self) -> int:
-        return (self.learner.step - self.learner.loss_count) // LOG_EVERY
+        return (self.learner.step - self.learner.cursor.loss_count) // LOG_EVERY
 
     def _log_loss(self) -> None:
         mean = self.learner.take_loss()
         if mean is not None:
-            self.directory.metrics(self.learner.step, {"train/loss": mean, "train/skipped_steps": self.learner.optimizer.skipped})
+            self.directory.metrics(
+                self.learner.step, {"train/loss": mean, "train/skipped_steps": self.learner.optimizer.skipped}
+            )
 
     def _evaluate(self) -> None:
         """One row: every column that is still missing, for every view and part."""
@@ -174,7 +187,9 @@ class Loop:
 
     def _score(self, matrix: ScoreMatrix, row: int, column: int, part: str) -> None:
         experience = self.stream.experiences[column]
-        matrix.update(row, column, *self.learner.evaluate(getattr(experience, part), self.config.trainer.eval_batch_size))
+        matrix.update(
+            row, column, *self.learner.evaluate(getattr(experience, part), self.config.trainer.eval_batch_size)
+        )
 
     def _matrix(self, view: str, part: str) -> ScoreMatrix:
         parts = self.matrices.setdefault(view, {})
@@ -187,7 +202,12 @@ class Loop:
         for view, parts in self.matrices.items():
             for part, matrix in parts.items():
                 self.directory.event(
-                    "row", row=row, view=view, part=part, sum=matrix.sums[row].tolist(), count=matrix.counts[row].tolist()
+                    "row",
+                    row=row,
+                    view=view,
+                    part=part,
+                    sum=matrix.sums[row].tolist(),
+                    count=matrix.counts[row].tolist(),
                 )
         main = next(iter(self.matrices.values()))
         values: dict[str, float | None] = {}
@@ -207,13 +227,17 @@ class Loop:
     def _watch(self, moment: str) -> None:
         options = self.config.evaluate
         step = self.learner.step + (0 if moment.startswith("before:") else 1)
-        wanted = options.anytime_ticks if moment != "step" else options.anytime_steps and step % options.anytime_steps == 0
+        wanted = (
+            options.anytime_ticks if moment != "step" else options.anytime_steps and step % options.anytime_steps == 0
+        )
         if not wanted:
             return
         self._switch("anytime")
         context = next(iter(self.learner.method.views().values()))
         with context, torch.random.fork_rng(devices=[]):
-            pairs = [self.learner.evaluate(e.test, self.config.trainer.eval_batch_size) for e in self.stream.experiences]
+            pairs = [
+                self.learner.evaluate(e.test, self.config.trainer.eval_batch_size) for e in self.stream.experiences
+            ]
         self._record_anytime(step, moment, [s / c for s, c in pairs])
         self._switch("train")
 
@@ -239,15 +263,13 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of everything that the rest of the run depends on."""
         self._switch(self._doing)
-        self.directory.save_checkpoint(self.learner.step, self.state(), self.config.checkpoint.keep)
+        self.directory.save_checkpoint(self.state(), self.config.checkpoint.keep)
         self._saved = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         learner = self.learner
         return {
             "cursor": asdict(learner.cursor),
-            "step": learner.step,
-            "loss": [learner.loss_sum, learner.loss_count],
             "model": learner.model.state_dict(),
             "optimizer": learner.optimizer.state_dict(),
             "method": learner.method.state_dict(),
@@ -265,8 +287,6 @@ class Loop:
             return complaints
         learner = self.learner
         learner.cursor = Cursor(**state["cursor"])
-        learner.step = state["step"]
-        learner.loss_sum, learner.loss_count = state["loss"]
         learner.model.load_state_dict(state["model"])
         learner.model.train(state["training"])
         learner.optimizer.load_state_dict(state["optimizer"])
@@ -294,13 +314,11 @@ class Display:
 
 def _trainer(config: Config) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on workers and loggers, which are not Lightning's here
-        return L.Trainer(
-            accelerator=config.trainer.accelerator, devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, inference_mode=False,
-            use_distributed_sampler=False,
-        )  # fmt: skip
+    return L.Trainer(
+        accelerator=config.trainer.accelerator, devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, inference_mode=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
 
 
 def rng_state() -> dict[str, Any]:
@@ -309,7 +327,13 @@ def rng_state() -> dict[str, Any]:
     version, words, next_gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "python": [version, torch.tensor(words, dtype=torch.int64), next_gauss],
     }
     if torch.cuda.is_available():

@@ -74,7 +74,7 @@ def bwt(r: Array, lower_is_better: bool = False) -> float | None:
 
 
 def fwt(r: Array, initial: Array, lower_is_better: bool = False) -> float | None:
-    """Forward transfer: mean over j > 0 of R[j-1, j] - R0[j]; None for one experience. Uninformative class-incrementally."""
+    """Forward transfer: mean over j > 0 of R[j-1, j] - R0[j]; None if n = 1. Uninformative class-incrementally."""
     s = signed(r, lower_is_better)
     return None if len(s) < 2 else float((np.diag(s, 1) - signed(initial, lower_is_better)[1:]).mean())
 
@@ -87,7 +87,7 @@ def gain(r: Array, alone: Array, lower_is_better: bool = False) -> float:
 def anytime(experience: Sequence[int], scores: Array, lower_is_better: bool = False) -> tuple[float | None, float]:
     """(min-ACC, WC-ACC) of De Lange et al., arXiv 2205.13452, at the last evaluation.
 
-    `experience` (m,) says what was being learned at each evaluation (-1 before training), `scores` (m, n) what was reached.
+    `experience` (m,) says what was being learned at each evaluation (-1 before training), `scores` (m, n) the scores.
     min-ACC = mean over learned experiences j of the minimum of their score at any evaluation after they were learned;
     WC-ACC = (1/k) score of the current one + (1 - 1/k) min-ACC, k experiences seen.
     """

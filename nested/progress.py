@@ -19,7 +19,13 @@ class Bar(Display):
     def __init__(self, title: str, total_steps: int, console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.title, self.last = title, 0.0
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.progress.add_task(self._escaped(title), total=total_steps)
 
@@ -42,7 +48,9 @@ class Bar(Display):
         part = "test" if "experience/test/mean" in values else "validation"
         mean, seen = values[f"experience/{part}/mean"], values.get(f"experience/{part}/seen")
         what = "before training" if row == 0 else f"after experience {row}"
-        text = f"{self.title} · {what}: {part} mean {mean:.3f}" + (f", over those seen {seen:.3f}" if seen is not None else "")
+        text = f"{self.title} · {what}: {part} mean {mean:.3f}" + (
+            f", over those seen {seen:.3f}" if seen is not None else ""
+        )
         self.console.print(self._escaped(text), highlight=False)
 
     @staticmethod

@@ -31,7 +31,11 @@ def said(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UserError(f"cannot write in {path}: {error.strerror}; choose another directory with runs=...", key="runs", seen=str(path)) from None
+            raise UserError(
+                f"cannot write in {path}: {error.strerror}; choose another directory with runs=...",
+                key="runs",
+                seen=str(path),
+            ) from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise NestedError(
                 f"{error.strerror} while writing {path}; everything recorded so far is in {path.parent}: "
@@ -96,7 +100,11 @@ def check_format(path: Path) -> None:
         raise UserError(f"{path} is not a run directory: it has no FORMAT file", key="run", seen=str(path))
     seen = file.read_text().strip()
     if seen != FORMAT:
-        raise UserError(f"{path} has format {seen!r}; this version reads format {FORMAT}: use the version that wrote it", key="run", seen=seen)
+        raise UserError(
+            f"{path} has format {seen!r}; this version reads format {FORMAT}: use the version that wrote it",
+            key="run",
+            seen=seen,
+        )
 
 
 def find(name: str, runs: str | Path = "runs") -> Path:
@@ -113,15 +121,31 @@ def find(name: str, runs: str | Path = "runs") -> Path:
         return hits[0].resolve()
     names = [p.name for p in hits or known]
     if hits:
-        raise UserError(f"{name!r} begins {len(hits)} runs: {', '.join(names[:5])}; give more of the id", key="run", seen=name, allowed=names)
+        raise UserError(
+            f"{name!r} begins {len(hits)} runs: {', '.join(names[:5])}; give more of the id",
+            key="run",
+            seen=name,
+            allowed=names,
+        )
     last = f"; the newest is {names[-1]}" if names else ""
-    raise UserError(f"no run {name!r} in {root.resolve()}{nearest(name, names)}{last}", key="run", seen=name, allowed=names[-10:])
+    raise UserError(
+        f"no run {name!r} in {root.resolve()}{nearest(name, names)}{last}", key="run", seen=name, allowed=names[-10:]
+    )
 
 
 def all_runs(runs: str | Path) -> list[Path]:
     """Run directories, oldest first."""
     root = Path(runs).expanduser()
     return sorted(p for p in root.glob("*") if (p / "FORMAT").is_file()) if root.is_dir() else []
+
+
+def status(path: Path) -> str:
+    """How a run stands, in words: what `result.json` says, or that there is none yet."""
+    file = path / "result.json"
+    if not file.is_file():
+        return "unfinished"
+    result = read_json(file)
+    return f"{result['status']}, {result['label']}, {len(result['runs'])} seeds"
 
 
 @contextlib.contextmanager
@@ -131,7 +155,9 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{path.name} is being written by another process; wait for it, or stop it", key="run", seen=path.name) from None
+            raise UserError(
+                f"{path.name} is being written by another process; wait for it, or stop it", key="run", seen=path.name
+            ) from None
         yield
 
 
@@ -146,7 +172,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 class SeedDir:
-    """The directory of one seed. An event that is already recorded is not recorded again (a resumed run repeats some)."""
+    """The directory of one seed. An event already recorded is not recorded again (a resumed run repeats some)."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -187,7 +213,7 @@ class SeedDir:
         """Replace a JSON file of this seed."""
         write_json(self.path / name, value)
 
-    def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
+    def save_checkpoint(self, state: Mapping[str, Any], keep: int) -> Path:
         """Write a checkpoint, then drop the oldest beyond `keep`: its first 32 bytes are the SHA-256 of the rest."""
         import torch
 
@@ -206,7 +232,7 @@ class SeedDir:
         return sorted((self.path / "checkpoints").glob("[0-9]*.pt"))
 
     def load_checkpoint(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest whole checkpoint, and a sentence for each damaged one passed over. Raises NestedError when all are."""
+        """The newest whole checkpoint, a sentence for each damaged one passed over. Raises NestedError if all are."""
         import torch
 
         complaints = []
@@ -216,7 +242,9 @@ class SeedDir:
                 return torch.load(io.BytesIO(raw[32:]), weights_only=True), complaints
             complaints.append(f"{path} is damaged ({len(raw)} bytes, checksum differs); the one before it is used")
         if complaints:
-            raise NestedError(f"no whole checkpoint in {self.path / 'checkpoints'}: {'; '.join(complaints)}. Start the run again")
+            raise NestedError(
+                f"no whole checkpoint in {self.path / 'checkpoints'}: {'; '.join(complaints)}. Start the run again"
+            )
         return None, complaints
 
 

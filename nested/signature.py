@@ -8,7 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, Union
 
 from nested.errors import UserError, unknown
@@ -35,7 +35,9 @@ class Bound:
 
     def __str__(self) -> str:
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-        return " and ".join(f"{sign} {getattr(self, name):g}" for name, sign in signs.items() if getattr(self, name) is not None)
+        return " and ".join(
+            f"{sign} {getattr(self, name):g}" for name, sign in signs.items() if getattr(self, name) is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ def locate(target: str, key: str) -> Callable[..., Any]:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise  # the module is there, something it needs is not: its own message says what
         raise UserError(
-            f"cannot import {module_name!r} of {target!r}: no module named {error.name!r}; install it or put it in the current directory",
-            key=key, seen=target,
+            f"cannot import {module_name!r} of {target!r}: no module named {error.name!r}; "
+            "install it or put it in the current directory",
+            key=key,
+            seen=target,
         ) from None
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}:", name, [n for n in dir(module) if not n.startswith("_")][:40], key)
@@ -77,9 +81,10 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
         hints = typing.get_type_hints(owner, include_extras=True)
     except (NameError, TypeError):  # annotations that only a type checker can resolve: names are still checked
         hints = {}
+    given = frozenset() if is_dataclass(function) else Context  # a section of our own has keys only
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in Context or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         required = parameter.default is inspect.Parameter.empty
         found[name] = Argument(name, hints.get(name, Any), None if required else parameter.default, required)
@@ -93,7 +98,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def checked(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`values`, each coerced to its declared type. Raises UserError for an unknown or missing key, a wrong type or bound."""
+    """`values`, each coerced to its declared type. Raises UserError for an unknown or missing key, type or bound."""
     known = arguments(function)
     result = {}
     for name, value in values.items():
@@ -102,7 +107,9 @@ def checked(function: Callable[..., Any], values: Mapping[str, Any], where: str)
         result[name] = value_of(value, known[name].annotation, f"{where}.{name}")
     missing = [n for n, a in known.items() if a.required and n not in values and n != "seed"]
     if missing:
-        raise UserError(f"a value is needed: {where}.{missing[0]}=... ({known[missing[0]]})", key=f"{where}.{missing[0]}")
+        raise UserError(
+            f"a value is needed: {where}.{missing[0]}=... ({known[missing[0]]})", key=f"{where}.{missing[0]}"
+        )
     return result
 
 

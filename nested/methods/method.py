@@ -13,7 +13,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from nested.learner import Learner
-
     from nested.streams.stream import Batch, Experience, Stream
 
 
@@ -23,6 +22,9 @@ class Method:
     def experiences(self, stream: Stream) -> list[Experience]:
         """What is trained on, in order; the matrix keeps one row per experience of the stream itself."""
         return list(stream.experiences)
+
+    def attach(self, learner: Learner) -> None:
+        """Called once when the learner is made, before anything is trained, evaluated or loaded."""
 
     def before_experience(self, learner: Learner, experience: Experience) -> None:
         """Called once before the first step of an experience (not again when a run is resumed inside it)."""

@@ -1,7 +1,7 @@
 """Levels on the stream clock: one optimizer made of one rule per level, each applied when its level is due.
 
-One tick is one call of `step`. A level gathers its gradients in this optimizer's state (not in `.grad`, which is cleared
-at every step) and hands their mean or sum to its rule at every `period`-th tick: Nested Learning, Eq. 71.
+One tick is one call of `step`. A level gathers its gradients in this optimizer's state (not in `.grad`, which is
+cleared at every step) and hands their mean or sum to its rule at every `period`-th tick: Nested Learning, Eq. 71.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Leveled(torch.optim.Optimizer):
         self.zero_grad()
         return loss
 
+    step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in a profiler range; each rule's step has one
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear `.grad`; gathered gradients stay."""
         for p in self._everything:
@@ -99,8 +101,9 @@ class Leveled(torch.optim.Optimizer):
 
     def _finite(self) -> bool:
         grads = [p.grad for p in self._everything if p.grad is not None]
-        # a sum of squares could overflow where each value is finite: the largest absolute value cannot
-        if not grads or math.isfinite(float(torch.stack(torch._foreach_norm(grads, math.inf)).sum())):
+        # a sum is the cheapest thing that no NaN or infinity survives; where it overflows, look at every value
+        total = torch.stack([g.sum() for g in grads]).sum().item() if grads else 0.0
+        if math.isfinite(total) or all(bool(g.isfinite().all()) for g in grads):
             self._skipped_in_a_row = 0
             return True
         self.skipped += 1
@@ -196,9 +199,8 @@ def leveled(
     rules = {}
     for name, members in assign(levels, model).items():
         level = next(level for level in levels if level.name == name)
-        section = dict(level.rule or optim)
-        if level.lr is not None:
-            section["lr"] = level.lr
         where = f"levels.{name}.optim" if level.rule else "optim"
-        rules[name] = build(section, where, params=[parameters[n] for n in members], model=model)
+        rules[name] = build(level.rule or optim, where, params=[parameters[n] for n in members], model=model)
+        for group in rules[name].param_groups:
+            group["lr"] *= level.lr_scale
     return Leveled(levels, rules, clip_norm, at_border, schedule)

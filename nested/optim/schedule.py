@@ -1,6 +1,6 @@
 """The learning rate as a pure function of a level's own ticks.
 
-A torch scheduler made anew for each experience on a kept optimizer silently ends at rate 0: hence a function, no object.
+A torch scheduler made anew for each experience on a kept optimizer silently ends at rate 0: hence a function.
 """
 
 from __future__ import annotations

@@ -20,11 +20,14 @@ Scenario = Literal["class", "domain", "task"]
 class Indexable(Protocol):
     """Data that is read when it is asked for: rows LongTensor (B,) in, samples Tensor (B, *S) out."""
 
-    shape: tuple[int, ...]  # (N, *S)
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # (N, *S)
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...  # (B,) int64 -> (B, *S)
+
+    def digest(self) -> str: ...
 
 
 class Batch(NamedTuple):

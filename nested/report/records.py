@@ -7,6 +7,7 @@ nothing was measured.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,14 +27,14 @@ class Seed:
     seed: int
     status: str  # done | diverged | interrupted | failed | unfinished
     metrics: dict[str, float | None]
-    views: dict[str, Array]  # set of weights -> test matrix (n + 1, n); the first is the main one
+    views: dict[str, Array]  # set of weights -> matrix (n + 1, n); the first is the main one
+    judged_on: str = "test"
     levels: tuple[dict[str, Any], ...] = ()
     cost: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     anytime: dict[str, Any] | None = None
     datasets: tuple[dict[str, Any], ...] = ()  # one for each experience, in order
     environment: dict[str, Any] = field(default_factory=dict)
-    tags: dict[str, Any] = field(default_factory=dict)
     started: float | None = None  # unix milliseconds
 
     @property
@@ -62,46 +63,49 @@ class Run:
     planned: int  # seeds asked for
     seeds: tuple[Seed, ...]
     config: dict[str, Any]  # dotted path -> value
+    choices: dict[str, Any]  # group -> choice
     mean: dict[str, float | None]
     ci95: dict[str, float | None]
+    problems: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
         """Number of experiences."""
         return len(self.experiences)
 
+    @property
+    def done(self) -> tuple[Seed, ...]:
+        """The seeds that came to their end."""
+        return tuple(s for s in self.seeds if s.status == "done")
+
     @cached_property
     def shown(self) -> tuple[Seed, ...]:
-        """The seeds that means are taken over: those that are done, else the one that came furthest."""
-        done = tuple(s for s in self.seeds if s.status == "done" and s.matrix is not None)
+        """The seeds that figures average over: those that are done, else the one that came furthest."""
+        done = tuple(s for s in self.done if s.matrix is not None)
         begun = [s for s in self.seeds if s.matrix is not None]
         return done or tuple(sorted(begun, key=lambda s: -s.rows)[:1])
 
     @cached_property
     def matrices(self) -> Array | None:
         """The main matrices (seeds, n + 1, n) of the seeds shown, or None where there is none."""
-        return np.stack([s.views[next(iter(s.views))] for s in self.shown]) if self.shown else None
+        return np.stack([s.matrix for s in self.shown if s.matrix is not None]) if self.shown else None
 
-    @property
+    @cached_property
     def single_fit(self) -> bool:
         """Whether all experiences were learned at once: then there is no order, hence no forgetting."""
-        return (
-            self.n > 1
-            and self.mean.get("forgetting") is None
-            and self.matrices is not None
-            and bool((self.matrices[:, 1:] == self.matrices[:, 1:2]).all())
-        )
-
-    @property
-    def parameters(self) -> int | None:
-        """Trainable parameters: every one of them is in exactly one level."""
-        known = [int(level["parameters"]) for level in self.levels if level.get("parameters") is not None]
-        return sum(known) if known else None
+        if self.n < 2 or self.matrices is None or self.mean.get("forgetting") is not None:
+            return False
+        return bool((self.matrices[:, 1:] == self.matrices[:, 1:2]).all())
 
     @property
     def levels(self) -> tuple[dict[str, Any], ...]:
         """The levels of the first seed that recorded them."""
         return next((s.levels for s in self.seeds if s.levels), ())
+
+    @property
+    def parameters(self) -> int | None:
+        """Trainable parameters: every one of them is in exactly one level."""
+        return sum(int(level["parameters"]) for level in self.levels) if self.levels else None
 
     def cost(self, name: str) -> list[float]:
         """A cost of every seed that recorded it."""
@@ -110,5 +114,16 @@ class Run:
 
 def number(value: Any) -> float | None:
     """A finite number as it is, everything else as None."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if good else None
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return float(np.mean(values)) if len(values) else None
+
+
+def visible(text: Any) -> str:
+    """One line of text; control characters and lone surrogates, which no page or terminal should get, replaced."""
+    clean = str(text).encode("utf-8", "replace").decode("utf-8")
+    return "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in clean)

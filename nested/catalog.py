@@ -1,0 +1,250 @@
+"""What can be chosen, and what a choice means: read from conf/ and, without importing it, from the code it names."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+import inspect
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nested.config import Components, Groups, LevelConfig, Tracking, Trainer, conf_dirs, flatten, options
+from nested.errors import UserError, unknown
+from nested.signature import Argument, arguments, locate, spell
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Schemas: dict[str, type] = {"trainer": Trainer, "tracking": Tracking}
+HOPS = 4  # re-exports followed to find a definition
+
+
+def listing(group: str | None = None, config_dir: str | Path | None = None) -> list[tuple[str, str, str]]:
+    """(group, choice, sentence) of everything that can be chosen, no component being imported. Raises UserError."""
+    if group is not None and group not in Groups:
+        raise unknown("group", group, Groups, "list")
+    return [row for g in ([group] if group else Groups) for row in _sentences(g, config_dir)]
+
+
+def _sentences(group: str, config_dir: str | Path | None) -> list[tuple[str, str, str]]:
+    files = [(name, _file(group, name, config_dir)) for name in options(group, config_dir)]
+    shared = Counter(_target(file) for _, file in files)
+    return [(group, name, sentence(file, shared[_target(file)] > 1)) for name, file in files]
+
+
+def sentence(file: Path, shared: bool = False) -> str:
+    """One sentence on a choice: from the docstring of its `_target_`, else the first comment of its file.
+
+    Where several choices share a target, its docstring cannot tell them apart: the comment goes first.
+    """
+    target, comment = _target(file), _first_comment(file)
+    if comment and (shared or target is None):
+        return first_sentence(comment)
+    doc = documentation(target) if target else None
+    return first_sentence(doc) if doc else comment or target or _schema_doc(file.parent.name)
+
+
+def _target(file: Path) -> str | None:
+    found = re.search(r"^_target_:\s*['\"]?([\w.]+)", file.read_text(), re.MULTILINE)
+    return found[1] if found else None
+
+
+def _schema_doc(group: str) -> str:
+    return first_sentence(inspect.getdoc(Schemas[group]) or "") if group in Schemas else ""
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that a new sentence follows, on one line."""
+    paragraph = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
+    found = re.match(r".+?[.!?](?=\s+[A-Z`(])", paragraph)
+    return found[0] if found else paragraph
+
+
+def documentation(target: str, hops: int = HOPS) -> str | None:
+    """The docstring of what a dotted path names, read from its file; None where it cannot be read."""
+    module, _, name = target.rpartition(".")
+    try:
+        file = module_file(module)
+        tree = ast.parse(file.read_text(encoding="utf-8")) if file else None
+    except (OSError, SyntaxError, ValueError, ImportError):
+        return None
+    if tree is None:
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return ast.get_docstring(node)
+    moved = _imported_from(tree, name, module, package=file is not None and file.name == "__init__.py")
+    return documentation(moved, hops - 1) if moved and hops else None
+
+
+def module_file(name: str) -> Path | None:
+    """The source file of a module, no part of it (nor a package above it) being imported."""
+    first, *rest = name.split(".")
+    spec = importlib.util.find_spec(first) if first else None
+    for i in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        path = list(spec.submodule_search_locations)
+        spec = importlib.machinery.PathFinder.find_spec(".".join([first, *rest[: i + 1]]), path)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _imported_from(tree: ast.Module, name: str, module: str, package: bool) -> str | None:
+    """The dotted path that `from ... import name` in this module brings in."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        for alias in node.names:
+            if (alias.asname or alias.name) == name:
+                above = module.split(".") + ([""] if package else [])
+                parts = above[: -node.level] if node.level else []
+                return ".".join([*parts, *([node.module] if node.module else []), alias.name])
+    return None
+
+
+def _first_comment(file: Path) -> str:
+    found = re.search(r"^#\s*(?!@package)(\S.*)$", file.read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _file(group: str, choice: str, config_dir: str | Path | None) -> Path:
+    found = options(group, config_dir)
+    if choice not in found:
+        raise unknown(group, choice, found, group)
+    return next(f for d in reversed(conf_dirs(config_dir)) if (f := d / group / f"{choice}.yaml").is_file())
+
+
+def describe(group: str, choice: str, config_dir: str | Path | None = None) -> tuple[Group, dict[str, Any]]:
+    """One choice for the terminal and as plain values: keys, values, types, bounds, source. Raises UserError."""
+    if group not in Groups:
+        raise unknown("group", group, Groups, "show")
+    file = _file(group, choice, config_dir)
+    about: dict[str, Any] = {"group": group, "choice": choice, "file": str(file), "summary": sentence(file)}
+    if group == "recipe":
+        about |= {"text": file.read_text()}
+    else:
+        about |= _explained(group, _composed(group, choice, config_dir), _comments(file.read_text()))
+    return _rendered(about), json.loads(json.dumps(about, default=str))
+
+
+def _explained(group: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> dict[str, Any]:
+    """The source and the keys of a composed section."""
+    if group == "levels":
+        schema, notes = arguments(LevelConfig), _field_comments(LevelConfig)
+        levels = {f"levels.{name}": values for name, values in section.items() if isinstance(values, Mapping)}
+        keys = [row for where, values in levels.items() for row in _rows(where, schema, values, notes)]
+        return {**_source(LevelConfig), "keys": keys}
+    if group in Components:
+        if "_target_" not in section:
+            raise UserError("a _target_ is needed: the dotted path of what it builds", key=group, seen=dict(section))
+        target = str(section["_target_"])
+        function = locate(target, f"{group}._target_")
+        return {"target": target, **_source(function), "keys": _component_rows(group, section, comments)}
+    schema = Schemas[group]
+    notes = {**comments, **_field_comments(schema)}
+    return {**_source(schema), "keys": _rows(group, arguments(schema), section, notes)}
+
+
+def _component_rows(where: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The keys of a component and, each below its own, of the components it is given."""
+    rows = []
+    for row in _rows(where, arguments(locate(str(section["_target_"]), f"{where}._target_")), section, comments):
+        inner = isinstance(row["value"], Mapping) and "_target_" in row["value"]
+        rows += [row, *(_component_rows(row["key"], row["value"], comments) if inner else [])]
+    return rows
+
+
+def _rows(
+    where: str, schema: Mapping[str, Argument], section: Mapping[str, Any], comments: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One row for each key of a schema, with what the section gives it."""
+    return [
+        {
+            "key": f"{where}.{name}",
+            "value": section.get(name, argument.default),
+            "default": argument.default,
+            "needed": section.get(name) == "???" or (argument.required and name not in {*section, "seed"}),
+            "type": spell(argument.annotation),
+            "help": comments.get(name, ""),
+        }
+        for name, argument in schema.items()
+    ]
+
+
+def _source(function: Callable[..., Any]) -> dict[str, Any]:
+    """Where it is defined, its docstring and its module's (which holds paper and equation)."""
+    module = inspect.getmodule(function)
+    try:
+        lines = inspect.getsourcelines(function)[1]
+        file = f"{inspect.getsourcefile(function)}:{lines}"
+    except (OSError, TypeError):  # built in, or made at run time
+        file = None
+    return {"source": file, "doc": inspect.getdoc(function) or "", "module_doc": inspect.getdoc(module) or ""}
+
+
+def _composed(group: str, choice: str, config_dir: str | Path | None) -> dict[str, Any]:
+    """The section that a choice gives, with the choices it is built on."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    *user, ours = conf_dirs(config_dir)
+    search = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in user)}]"] if user else []
+    try:
+        with initialize_config_dir(version_base=None, config_dir=str(ours)):
+            composed = compose(overrides=[*search, f"+{group}={choice}"])
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split()), key=group, seen=choice) from None
+    values = OmegaConf.to_container(composed, resolve=False)
+    section = values.get(group) if isinstance(values, dict) else None
+    return {str(k): v for k, v in section.items()} if isinstance(section, dict) else {}
+
+
+def _comments(text: str) -> dict[str, str]:
+    """Name -> the comment at the end of the line that sets it."""
+    pattern = r"^\s*(\w+)\s*:[^#\n]*?(?<=\s)#\s*(.+)$"
+    return {found[1]: found[2].strip() for found in re.finditer(pattern, text, re.MULTILINE)}
+
+
+def _field_comments(schema: type) -> dict[str, str]:
+    comments = _comments(inspect.getsource(schema))
+    return {f.name: comments[f.name] for f in fields(schema) if f.name in comments}
+
+
+def _rendered(about: Mapping[str, Any]) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = [Text(f"{about['group']}={about['choice']}", style="bold"), Text(about["file"])]
+    if "text" in about:
+        return Group(*parts, Text(), Text(about["text"]))
+    if about.get("target"):
+        parts.append(Text(about["target"]))
+    parts += [Text(about["source"] or ""), Text(), Text(about["doc"]), Text()]
+    if about.get("target") and about["module_doc"] and about["module_doc"] != about["doc"]:
+        parts += [Text("From its module:", style="dim"), Text(about["module_doc"]), Text()]
+    table = Table("key", "value", "type and bounds", "default", "what it is", box=None, pad_edge=False)
+    for row in about["keys"]:
+        value = "(needed)" if row["needed"] else _shown(row["value"])
+        table.add_row(*(Text(t) for t in (row["key"], value, row["type"], _shown(row["default"]), row["help"])))
+    return Group(*parts, table)
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={_shown(v)}" for k, v in flatten(value).items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)

@@ -1,0 +1,247 @@
+"""A run rehearsed: everything is built, each experience makes one training step, and nothing is written."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nested import cost, run
+from nested.config import Config
+from nested.learner import Learner
+from nested.levels import Level, assign, check_ticks, due, ticks
+from nested.loop import Loop, order
+from nested.rundir import SeedDir
+from nested.streams.stream import Experience, Stream
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+TIMELINE = 64  # steps drawn
+TIMED = 4  # steps a time is taken from, at least
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one seed of a run would be made of, and what it would cost."""
+
+    label: str
+    seeds: list[int]
+    stream: str
+    scenario: str
+    sample_shape: list[int]
+    n_outputs: int
+    experiences: list[dict[str, Any]]  # index, name, task, classes, train, validation, test (samples)
+    layers: list[dict[str, Any]]  # name, kind, shape (batch first), parameters
+    levels: list[dict[str, Any]]  # name, period, lr, globs, names, parameters, share, updates
+    fits: list[dict[str, Any]]  # name, steps, updates {level: n}: the experiences, or one fit of all of them
+    timeline: dict[str, str]  # level -> a mark for each of the first steps at which it learns
+    steps: int
+    flops_per_step: int  # forward and backward, of the task's loss
+    flops: int
+    step_seconds: float  # median of the steps made
+    train_seconds: float
+    eval_seconds: float
+    alone_seconds: float  # each experience trained alone, for evaluate.gain
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of the whole command: all seeds."""
+        return (self.train_seconds + self.eval_seconds + self.alone_seconds) * len(self.seeds)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds}
+
+    def __rich__(self) -> Group:
+        from nested.dryrun_view import view
+
+        return view(self)
+
+
+def dry_run(config: Config) -> DryRun:
+    """Build all that a run builds and make one step per experience. Raises what the run would: UserError, Diverged."""
+    run.check(config)
+    t, seed = config.trainer, config.seed_list()[0]
+    if t.threads:
+        torch.set_num_threads(t.threads)
+    device = run._device(config)
+    learner, stream = run.prepare(config, seed, device=device)
+    plan = Loop(learner, config, SeedDir(Path(config.runs) / "dry-run"), seed)  # asked for its steps only, never run
+    stream_levels = learner.optimizer.levels
+    check_ticks(stream_levels, plan.total_steps, t.allow_idle)
+    first = plan.curriculum[0].train
+    batch = learner.fetch(first, order(seed, plan.curriculum[0].index, 0, len(first))[: t.batch_size])
+    flops = cost.step_flops(learner, batch)
+    step_seconds, sample_seconds, views = _rehearse(config, seed, stream, plan, device)
+    planned = fits(stream_levels, plan, t.at_border == "flush")
+    alone = _alone_steps(config, stream)
+    return DryRun(
+        label=config.name(),
+        seeds=config.seed_list(),
+        stream=stream.name,
+        scenario=stream.scenario,
+        sample_shape=list(stream.sample_shape),
+        n_outputs=stream.n_outputs,
+        experiences=[_described(e) for e in stream.experiences],
+        layers=layers(learner.model, batch.x),
+        levels=_levels(learner, planned),
+        fits=planned,
+        timeline={level.name: timeline(level, plan.total_steps) for level in stream_levels},
+        steps=plan.total_steps,
+        flops_per_step=flops,
+        flops=flops * plan.total_steps,
+        step_seconds=step_seconds,
+        train_seconds=step_seconds * plan.total_steps,
+        eval_seconds=sample_seconds * views * evaluated(config, stream, plan, stream_levels),
+        alone_seconds=step_seconds * alone + sample_seconds * views * (2 * _held(stream, "test") if alone else 0),
+    )
+
+
+def _described(e: Experience) -> dict[str, Any]:
+    sizes = {part: len(getattr(e, part)) for part in ("train", "validation", "test")}
+    return {"index": e.index, "name": e.name, "task": e.task, "classes": list(e.classes), **sizes}
+
+
+def _rehearse(config: Config, seed: int, stream: Stream, plan: Loop, device: torch.device) -> tuple[float, float, int]:
+    """One step and one evaluation per experience, on a batch of each: (seconds a step, seconds a sample, views)."""
+    thin = replace(stream, experiences=tuple(_thin(e, config, seed) for e in stream.experiences))
+    learner, _ = run.prepare(config, seed, thin, device)
+    learner.model.train()
+    seconds = []
+    for i, (whole, experience) in enumerate(zip(plan.curriculum, learner.curriculum)):
+        learner.examples, learner.cursor.experience = experience.train, i
+        learner.optimizer.start_experience(plan.steps_of(whole), plan.total_steps)
+        learner.method.before_experience(learner, experience)
+        for _ in range(TIMED if len(plan.curriculum) < TIMED else 1):
+            seconds.append(_step(learner, config.trainer.batch_size))
+        learner.optimizer.end_experience()
+        learner.method.after_experience(learner, experience)
+    views = learner.method.views()
+    begin, samples = time.perf_counter(), 0
+    with next(iter(views.values())):
+        for experience in thin.experiences:
+            samples += learner.evaluate(experience.test, config.trainer.eval_batch_size)[1]
+    return statistics.median(seconds[1:]), (time.perf_counter() - begin) / max(1, samples), len(views)
+
+
+def _thin(e: Experience, config: Config, seed: int) -> Experience:
+    """The experience with no more than the first batch of each part."""
+    rows = order(seed, e.index, 0, len(e.train))[: config.trainer.batch_size]
+    n = config.trainer.eval_batch_size
+    parts = {part: getattr(e, part) for part in ("validation", "test")}
+    judged = {part: held.subset(torch.arange(min(n, len(held)))) for part, held in parts.items()}
+    return replace(e, train=e.train.subset(rows), **judged)
+
+
+def _step(learner: Learner, batch_size: int) -> float:
+    begin = time.perf_counter()
+    learner.learn(torch.arange(min(batch_size, len(learner.examples))))
+    return time.perf_counter() - begin
+
+
+@torch.no_grad()
+def layers(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
+    """Each module that is called and has parameters or no parts of its own, with the shape of its output for x (B, *S).
+
+    Parameters of a module that is never called (its weights are used by another) count for the nearest one around it.
+    """
+    shapes: dict[str, list[int] | None] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            shapes[name] = list(output.shape) if isinstance(output, Tensor) else None
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
+    training = model.training
+    try:
+        model.eval()(x)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    owned: Counter[str] = Counter()
+    for name, p in model.named_parameters():
+        owned[next(above for above in _above(name) if above in shapes)] += p.numel()
+    around = {above for name in shapes if name for above in _above(name)}
+    return [
+        {"name": name, "kind": type(module).__name__, "shape": shapes[name], "parameters": owned[name]}
+        for name, module in model.named_modules()
+        if name in shapes and (owned[name] or name not in around)
+    ]
+
+
+def _above(name: str) -> list[str]:
+    """`a.b.c` -> `a.b`, `a`, and the model itself."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts) - 1, -1, -1)]
+
+
+def timeline(level: Level, steps: int) -> str:
+    """One character for each of the first steps: a mark where the level learns."""
+    return "".join("█" if due(level, t) else "·" for t in range(1, min(steps, TIMELINE) + 1))
+
+
+def fits(levels: list[Level], plan: Loop, flush: bool) -> list[dict[str, Any]]:
+    """Steps and updates per level of each fit."""
+    steps = [plan.steps_of(e) for e in plan.curriculum]
+    ends = list(accumulate(steps))
+    return [
+        {
+            "name": e.name,
+            "steps": n,
+            "updates": {level.name: updates(level, end - n, end, flush) for level in levels},
+        }
+        for e, n, end in zip(plan.curriculum, steps, ends)
+    ]
+
+
+def updates(level: Level, first: int, last: int, flush: bool) -> int:
+    """How often a level learns in steps first < t <= last, of which the last ends an experience."""
+    return ticks(level, first, last) + (flush and last > first and not due(level, last))
+
+
+def _levels(learner: Learner, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    table, names = cost.levels_table(learner), assign(learner.optimizer.levels, learner.model)
+    total = sum(row["parameters"] for row in table)
+    return [
+        {
+            **row,
+            "share": row["parameters"] / total,
+            "globs": level.params if level.params == "rest" else list(level.params),
+            "names": names[level.name],
+            "updates": sum(fit["updates"][level.name] for fit in planned),
+        }
+        for row, level in zip(table, learner.optimizer.levels, strict=True)
+    ]
+
+
+def evaluated(config: Config, stream: Stream, plan: Loop, levels: list[Level]) -> int:
+    """Samples that the run evaluates for each set of weights: every part in every row, and the anytime matrix."""
+    options, steps = config.evaluate, plan.total_steps
+    rows = (len(plan.curriculum) + 1) * sum(_held(stream, part) for part in options.parts)
+    moments = steps // options.anytime_steps if options.anytime_steps else 0
+    if options.anytime_ticks:
+        fastest = min(level.period for level in levels)
+        moments += 2 * sum(ticks(level, 0, steps) for level in levels if level.period > fastest)
+    return rows + moments * _held(stream, "test")
+
+
+def _held(stream: Stream, part: str) -> int:
+    return sum(len(getattr(e, part)) for e in stream.experiences)
+
+
+def _alone_steps(config: Config, stream: Stream) -> int:
+    if not config.evaluate.gain:
+        return 0
+    t = config.trainer
+    return sum(t.epochs * math.ceil(len(e.train) / t.batch_size) for e in stream.experiences)

@@ -1,0 +1,119 @@
+"""Which runs may stand side by side, in which colour, and what a reader must know before comparing them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nested.report.records import Run
+from nested.report.wording import count, listed, steps
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on one stream; `slots` are their colours, the same for equal labels in every group."""
+
+    runs: tuple[Run, ...]
+    slots: tuple[int, ...]
+    labels: tuple[str, ...]  # told apart by the run's id where two are equal
+
+    @property
+    def first(self) -> Run:
+        """Any run: stream, scenario and direction are the same for all."""
+        return self.runs[0]
+
+    @property
+    def lower(self) -> bool:
+        """Whether lower scores are better."""
+        return self.first.lower_is_better
+
+    @property
+    def measure(self) -> str:
+        """The word for the score."""
+        return "loss" if self.lower else "accuracy"
+
+    @property
+    def title(self) -> str:
+        """The stream in words."""
+        scenario = f", {self.first.scenario} scenario" if self.first.scenario else ""
+        return f"{self.first.stream}{scenario}, {self.first.n} experience{'s' * (self.first.n != 1)}"
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs by stream, in the order given; streams that differ in their data for an equal seed are kept apart."""
+    members: list[list[Run]] = []
+    for run in runs:
+        home = next((m for m in members if all(_same_stream(run, other) for other in m)), None)
+        if home is None:
+            members.append([run])
+        else:
+            home.append(run)
+    colours: dict[tuple[str, int], int] = {}
+    return [_group(m, colours) for m in members]
+
+
+def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
+    seen: Counter[str] = Counter()
+    repeated = {label for label, k in Counter(r.label for r in runs).items() if k > 1}
+    slots = []
+    for run in runs:
+        slots.append(colours.setdefault((run.label, seen[run.label]), len(colours)))
+        seen[run.label] += 1
+    labels = [f"{r.label} [{r.run_id}]" if r.label in repeated else r.label for r in runs]
+    return Group(tuple(runs), tuple(slots), tuple(labels))
+
+
+def _same_stream(a: Run, b: Run) -> bool:
+    if (a.stream, a.scenario, a.n, a.lower_is_better) != (b.stream, b.scenario, b.n, b.lower_is_better):
+        return False
+    ours, theirs = _digests(a), _digests(b)
+    return all(ours[s] == theirs[s] for s in ours.keys() & theirs.keys())
+
+
+def _digests(run: Run) -> dict[int, object]:
+    """Seed -> the hash of data and split."""
+    return {s.seed: s.datasets[0]["digest"] for s in run.seeds if s.datasets and s.datasets[0].get("digest")}
+
+
+def notes(group: Group) -> list[str]:
+    """Sentences that keep a reader from concluding too much."""
+    return [*_about_scores(group), *_about_seeds(group), *_about_budgets(group)]
+
+
+def _about_scores(group: Group) -> Iterator[str]:
+    if group.lower:
+        yield "Scores are losses: lower is better. Still, positive BWT and FWT mean improvement, positive forgetting loss."
+    if group.first.scenario == "class":
+        yield "FWT is uninformative in the class scenario: no experience before it has shown an experience's classes."
+    if group.first.n == 1:
+        yield "There is one experience: forgetting, BWT and FWT are undefined."
+    if at_once := [label for run, label in zip(group.runs, group.labels) if run.single_fit]:
+        yield f"{listed(at_once)} learned everything at once: without an order there is no forgetting and no transfer."
+    if chosen := [g for r, g in zip(group.runs, group.labels) if any(s.judged_on != "test" for s in r.seeds)]:
+        yield f"{listed(chosen)}: judged on validation data, not on the test part."
+
+
+def _about_seeds(group: Group) -> Iterator[str]:
+    for run, label in zip(group.runs, group.labels):
+        if len(run.done) == run.planned and run.status == "done":
+            continue
+        states = Counter(s.status for s in run.seeds)
+        parts = [f"{k} {status}" for status, k in states.items()] + [
+            f"{k} not begun" for k in [run.planned - len(run.seeds)] if k
+        ]
+        means = "means are over the seeds that are done" if run.done else "figures show the seed that came furthest"
+        yield f"{listed([label])} is {run.status} ({', '.join(parts) or 'nothing recorded'}); {means}."
+    if one := [label for run, label in zip(group.runs, group.labels) if run.planned == 1]:
+        yield f"{listed(one)}: one seed, hence no interval."
+    if len({tuple(s.seed for s in run.seeds) for run in group.runs}) > 1:
+        yield "The runs have different seeds: they did not all see the same class orders and initial weights."
+
+
+def _about_budgets(group: Group) -> Iterator[str]:
+    if len(group.runs) < 2:
+        return
+    for name, values in (("parameters", [r.parameters for r in group.runs]), ("steps", [steps(r) for r in group.runs])):
+        known = [v for v in values if v]
+        if known and max(known) > 1.02 * min(known):
+            yield f"Unequal {name}: from {count(min(known))} to {count(max(known))}."

@@ -1,0 +1,226 @@
+"""What is said in tables, on the terminal and on the page: rows of cells, made from groups of runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nested.report.groups import Group, grouped
+from nested.report.records import METRICS, Run, mean_of, visible
+from nested.report.wording import NONE, count, heading, large, memory, metric, run_seconds, score, seconds, seeds, steps
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHORT = ("learning_acc", "acc", "forgetting", "bwt")  # forgetting always beside learning accuracy
+ROWS = 24  # longer tables of experiences are cut here, and it is said
+COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("train_seconds", "training, s", seconds),
+    ("eval_seconds", "evaluation, s", seconds),
+    ("anytime_seconds", "anytime evaluation, s", seconds),
+    ("steps", "steps", count),
+    ("skipped_steps", "skipped steps", count),
+    ("flops", "FLOPs", large),
+    ("update_flops", "update FLOPs", large),
+    ("parameter_updates", "parameter updates", large),
+    ("peak_rss_bytes", "peak memory", memory),
+    ("state_bytes", "state", memory),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, what it is sorted by, and a run's colour slot where it names a run."""
+
+    text: str
+    value: float | None = None
+    slot: int | None = None
+    head: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: headings, rows, and a remark below."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    remark: str = ""
+
+
+def summary(group: Group, names: Sequence[str]) -> Grid:
+    """One row per run: seeds, metrics with intervals, steps, seconds, parameters."""
+    head = ("run", "seeds", *(heading(n, group.lower) for n in names), "steps", "seconds", "parameters")
+    rows = []
+    for run, slot, label in zip(group.runs, group.slots, group.labels):
+        spent, half = run_seconds(run)
+        rows.append(
+            (
+                Cell(label if run.status == "done" else f"{label} ({run.status})", slot=slot, head=True),
+                Cell(seeds(run), len(run.done)),
+                *(Cell(metric(run, n), run.mean.get(n)) for n in names),
+                Cell(count(steps(run)), steps(run)),
+                Cell(seconds(spent, half), spent),
+                Cell(count(run.parameters), run.parameters),
+            )
+        )
+    return Grid(head, tuple(rows))
+
+
+def known_metrics(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The metrics of the short table, and those of the others that some run has."""
+    return tuple(m for m in METRICS if m in (*SHORT, "fwt") or any(run.mean.get(m) is not None for run in runs))
+
+
+def table(runs: Sequence[Run]) -> Table:
+    """The summary for the terminal: one row per run, a section for each stream."""
+    from rich.table import Table
+    from rich.text import Text
+
+    groups = grouped(runs)
+    out = Table(title_justify="left", caption_justify="left")
+    if groups:
+        head = summary(groups[0], SHORT).head if len({g.lower for g in groups}) == 1 else None
+        titles = head or ("run", "seeds", "learning", "final", "forgetting", "BWT", "steps", "seconds", "parameters")
+        for k, title in enumerate(titles):
+            out.add_column(title, justify="left" if k == 0 else "right", overflow="fold", ratio=None)
+    for group in groups:
+        if len(groups) > 1:
+            out.add_section()
+            out.add_row(Text(visible(group.title), style="italic"))
+        for row in summary(group, SHORT).rows:
+            out.add_row(*(Text(visible(cell.text)) for cell in row))
+    out.caption = "mean ± 95 percent interval over seeds (Student t)" if any(r.planned > 1 for r in runs) else None
+    return out
+
+
+def by_seed(group: Group) -> Grid:
+    """One row per seed."""
+    names = known_metrics(group.runs)
+    rows = [
+        (
+            Cell(label, slot=slot, head=True),
+            Cell(str(s.seed), s.seed),
+            Cell(s.status),
+            Cell(f"{max(0, s.rows - 1)} of {run.n}", s.rows),
+            *(Cell(score(s.metrics.get(n), group.lower), s.metrics.get(n)) for n in names),
+            Cell(seconds(s.seconds), s.seconds),
+        )
+        for run, slot, label in zip(group.runs, group.slots, group.labels)
+        for s in run.seeds
+    ]
+    metrics = tuple(heading(n, group.lower) for n in names)
+    return Grid(("run", "seed", "status", "experiences", *metrics, "seconds"), tuple(rows))
+
+
+def by_view(group: Group) -> Grid | None:
+    """Runs that keep several sets of weights: each judged by itself, means over the seeds that are done."""
+    several = [
+        (r, s, g) for r, s, g in zip(group.runs, group.slots, group.labels) if r.done and len(r.done[0].views) > 1
+    ]
+    if not several:
+        return None
+    from nested import metrics
+
+    rows = []
+    for run, slot, label in several:
+        for view in run.done[0].views:
+            found = [metrics.summarise(s.views[view][1:], s.views[view][0], group.lower) for s in run.done]
+            mean, _ = metrics.over_seeds(found, SHORT)
+            cells = (Cell(score(mean[n], group.lower), mean[n]) for n in SHORT)
+            rows.append((Cell(label, slot=slot, head=True), Cell(view), *cells))
+    return Grid(("run", "weights", *(heading(n, group.lower) for n in SHORT)), tuple(rows))
+
+
+def levels(group: Group) -> Grid | None:
+    """One row per level of every run."""
+    rows = []
+    for run, slot, label in zip(group.runs, group.slots, group.labels):
+        for level in run.levels:
+            size, rate = level.get("parameters"), level.get("lr")
+            share = size / run.parameters if size is not None and run.parameters else None
+            rows.append(
+                (
+                    Cell(label, slot=slot, head=True),
+                    Cell(str(level.get("name"))),
+                    Cell(count(level.get("period")), level.get("period")),
+                    Cell(count(size), size),
+                    Cell(NONE if share is None else f"{share:.1%}", share),
+                    Cell(count(level.get("updates")), level.get("updates")),
+                    Cell(NONE if rate is None else f"{rate:g}", rate),
+                )
+            )
+    return (
+        Grid(("run", "level", "period, steps", "parameters", "share", "updates", "rate"), tuple(rows)) if rows else None
+    )
+
+
+def costs(group: Group) -> Grid | None:
+    """What every run cost: means over its seeds, those that did not end included."""
+    present = [c for c in COSTS if any(run.cost(c[0]) for run in group.runs)]
+    rows = []
+    for run, slot, label in zip(group.runs, group.slots, group.labels):
+        means = [(write, mean_of(run.cost(name))) for name, _, write in present]
+        rows.append((Cell(label, slot=slot, head=True), *(Cell(write(mean), mean) for write, mean in means)))
+    return Grid(("run", *(title for _, title, _ in present)), tuple(rows)) if present else None
+
+
+def datasets(group: Group) -> Grid | None:
+    """Every experience: how much data, and which classes for each seed."""
+    found = {s.seed: s.datasets for run in reversed(group.runs) for s in run.seeds if s.datasets}
+    if not found:
+        return None
+    by = dict(sorted(found.items()))
+    first = next(iter(by.values()))
+    classes = {seed: [_classes(d) for d in data] for seed, data in by.items()}
+    alike = len({tuple(c) for c in classes.values()}) == 1
+    shown = dict(list(classes.items())[:1]) if alike else classes
+    rows = [
+        (
+            Cell(str(j + 1), j, head=True),
+            *(Cell(count(d.get(part)), d.get(part)) for part in ("n_train", "n_validation", "n_test")),
+            *(Cell(c[j] if j < len(c) else NONE) for c in shown.values()),
+        )
+        for j, d in enumerate(first[:ROWS])
+    ]
+    titles = ("data",) if alike else tuple(f"data, seed {seed}" for seed in shown)
+    totals = {p: sum(d.get(p) or 0 for d in first) for p in ("n_train", "n_validation", "n_test")}
+    more = f"The first {ROWS} of {len(first)} experiences; in" if len(first) > ROWS else "In"
+    digests = ", ".join(f"seed {seed} {str(data[0].get('digest'))[:12]}" for seed, data in by.items())
+    remark = (
+        f"{more} all {count(totals['n_train'])} training, {count(totals['n_validation'])} validation and "
+        f"{count(totals['n_test'])} test examples. Hash of data and split: {digests}."
+    )
+    return Grid(("experience", "training", "validation", "test", *titles), tuple(rows), remark)
+
+
+def _classes(data: dict[str, Any]) -> str:
+    given = [str(c) for c in data.get("classes") or []]
+    listed = ", ".join(given[:8]) + (f" and {len(given) - 8} more" if len(given) > 8 else "")
+    return f"{data.get('name')}" + (f" (classes {listed})" if given else "")
+
+
+def differences(labels: Sequence[str], values: Sequence[dict[str, Any]]) -> Grid | None:
+    """The keys whose values are not the same for all; None where there are none."""
+    keys = sorted({k for v in values for k in v})
+    unequal = [k for k in keys if len({plain(v.get(k, NONE)) for v in values}) > 1]
+    rows = tuple((Cell(k, head=True), *(Cell(plain(v[k]) if k in v else NONE) for v in values)) for k in unequal)
+    return Grid(("key", *labels), rows) if rows else None
+
+
+def common(values: Sequence[dict[str, Any]]) -> Grid | None:
+    """The keys whose values are the same for all."""
+    if not values:
+        return None
+    rows = [
+        (Cell(k, head=True), Cell(plain(v)))
+        for k, v in sorted(values[0].items())
+        if all(k in other and plain(other[k]) == plain(v) for other in values)
+    ]
+    return Grid(("key", "value"), tuple(rows)) if rows else None
+
+
+def plain(value: Any) -> str:
+    """A config value as one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

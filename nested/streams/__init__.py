@@ -1,0 +1,1 @@
+"""Streams of tasks: sources of data, and the ways to arrange them as experiences in an order."""

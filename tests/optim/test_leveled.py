@@ -1,0 +1,222 @@
+"""The engine of the stream clock against torch's optimizers and against sums written out by hand."""
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nested.config import Schedule
+from nested.errors import Diverged
+from nested.levels import Level
+from nested.optim.leveled import Leveled, leveled
+from nested.optim.schedule import rate_factor
+
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
+
+
+def model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def gradients(net: nn.Module, step: int) -> None:
+    """Plant a gradient that depends on the step and the parameter alone."""
+    for i, p in enumerate(net.parameters()):
+        g = torch.Generator().manual_seed(100 * step + i)
+        p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype)
+
+
+def two_levels(net: nn.Module, period: int, gather: str = "mean", **options: object) -> Leveled:
+    levels = [Level("fast", "rest"), Level("slow", ("2.*",), period=period, gather=gather)]  # type: ignore[arg-type]
+    return leveled(levels, net, SGD, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "make"),
+    [
+        ({"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
+        ({"_target_": "torch.optim.AdamW", "lr": 0.01}, lambda p: torch.optim.AdamW(p, 0.01)),
+    ],
+)
+def test_one_level_of_period_one_is_torchs_optimizer_to_the_bit(target: dict, make: Callable) -> None:
+    ours, theirs = model(), model()
+    engine, reference = leveled([Level("all", "rest")], ours, target), make(theirs.parameters())
+    for step in range(20):
+        gradients(ours, step)
+        gradients(theirs, step)
+        engine.step()
+        reference.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("gather", ["mean", "sum"])
+def test_a_slow_level_moves_by_the_gathered_gradient_at_its_ticks_and_by_nothing_else(gather: str) -> None:
+    net, period = model(), 3
+    engine = two_levels(net, period, gather)
+    slow = net[2].weight
+    expected, gathered = slow.detach().clone(), torch.zeros_like(slow)
+    for step in range(1, 11):
+        gradients(net, step)
+        assert slow.grad is not None
+        gathered += slow.grad
+        before, fast_before = slow.detach().clone(), net[0].weight.detach().clone()
+        engine.step()
+        assert not torch.equal(net[0].weight, fast_before)
+        if step % period:
+            assert torch.equal(slow, before)
+        else:
+            expected -= 0.1 * (gathered / period if gather == "mean" else gathered)  # Eq. 71 prints the sum
+            torch.testing.assert_close(slow.detach(), expected, rtol=0, atol=1e-14)
+            gathered.zero_()
+    assert engine.updates == {"fast": 10, "slow": 3}
+    assert engine.count["slow"] == 1
+
+
+def test_gathered_gradients_are_copies() -> None:
+    net = model()
+    engine = two_levels(net, 2)
+    gradients(net, 1)
+    alias = net[2].weight.grad
+    engine.step()
+    assert alias is not None
+    held = engine.gathered["slow"][0]
+    assert held is not None
+    before = held.clone()
+    alias.zero_()
+    assert torch.equal(held, before)
+
+
+@pytest.mark.parametrize(("at_border", "moved", "left"), [("carry", False, 2), ("flush", True, 0), ("drop", False, 0)])
+def test_the_border_of_an_experience(at_border: str, moved: bool, left: int) -> None:
+    net = model()
+    engine = two_levels(net, 4, at_border=at_border)
+    slow, mean = net[2].weight, torch.zeros_like(net[2].weight)
+    before = slow.detach().clone()
+    for step in (1, 2):
+        gradients(net, step)
+        assert slow.grad is not None
+        mean += slow.grad / 2
+        engine.step()
+    with torch.no_grad():
+        engine.end_experience()
+    torch.testing.assert_close(slow.detach(), before - 0.1 * mean if moved else before, rtol=0, atol=1e-14)
+    assert engine.count["slow"] == left
+    assert engine.updates["slow"] == int(moved)
+
+
+def test_clipping_applies_to_the_gathered_gradient() -> None:
+    net = model()
+    engine = two_levels(net, 2, "sum", clip_norm=0.5)
+    before = [p.detach().clone() for p in net[2].parameters()]
+    for step in (1, 2):
+        gradients(net, step)
+        engine.step()
+    moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, net[2].parameters(), strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.1 * 0.5, rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_moves_no_clock_and_is_counted() -> None:
+    net = model()
+    engine = two_levels(net, 2)
+    before = copy.deepcopy(net.state_dict())
+    gradients(net, 1)
+    net[0].weight.grad[0, 0] = float("nan")  # type: ignore[index]
+    engine.step()
+    assert (engine.tick, engine.skipped) == (0, 1)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    for _ in range(8):
+        gradients(net, 1)
+        net[0].weight.grad[0, 0] = float("inf")  # type: ignore[index]
+        engine.step()
+    gradients(net, 1)
+    net[0].weight.grad[0, 0] = float("inf")  # type: ignore[index]
+    with pytest.raises(Diverged, match="level 'fast'"):
+        engine.step()
+
+
+def test_large_finite_gradients_are_not_called_infinite() -> None:
+    net = nn.Linear(2, 1)
+    engine = leveled([Level("all", "rest")], net, {"_target_": "torch.optim.SGD", "lr": 1e-30})
+    for p in net.parameters():
+        p.grad = torch.full_like(p, 1e30)  # its square is not a float32
+    engine.step()
+    assert (engine.tick, engine.skipped) == (1, 0)
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_state_dict_continues_bit_for_bit_inside_a_gather(stop: int) -> None:
+    target = {"_target_": "torch.optim.AdamW", "lr": 0.01}
+    levels = [Level("fast", "rest"), Level("slow", ("2.*",), period=3, rule=SGD | {"momentum": 0.9})]
+    schedule = Schedule(shape="cosine", warmup=0.2)
+
+    def go(net: nn.Module, engine: Leveled, first: int, last: int) -> None:
+        for step in range(first, last):
+            gradients(net, step)
+            engine.step()
+
+    net = model()
+    engine = leveled(levels, net, target, schedule=schedule)
+    engine.start_experience(12, 12)
+    go(net, engine, 0, stop)
+    buffer = io.BytesIO()
+    torch.save({"net": net.state_dict(), "engine": engine.state_dict()}, buffer)
+    go(net, engine, stop, 12)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    other = model(1)
+    other.load_state_dict(state["net"])
+    continued = leveled(levels, other, target, schedule=schedule)
+    continued.load_state_dict(state["engine"])
+    go(other, continued, stop, 12)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert continued.updates == engine.updates
+
+
+def test_a_closure_is_evaluated_with_gradients() -> None:
+    net = model()
+    engine = two_levels(net, 1)
+    x = torch.ones(2, 4, dtype=torch.float64)
+
+    def closure() -> Tensor:
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    assert float(engine.step(closure)) > float(engine.step(closure))
+
+
+def test_rates_of_a_schedule_by_hand() -> None:
+    assert [rate_factor(Schedule(), t, 5) for t in range(5)] == [1.0] * 5
+    assert [rate_factor(Schedule(shape="linear"), t, 5) for t in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert rate_factor(Schedule(shape="cosine", final=0.5), 4, 5) == pytest.approx(0.5)
+    assert rate_factor(Schedule(shape="cosine"), 2, 5) == pytest.approx(0.5)
+    assert [rate_factor(Schedule(warmup=0.4), t, 5) for t in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_a_schedule_begins_anew_with_each_experience_when_asked() -> None:
+    net = model()
+    engine = leveled([Level("all", "rest", period=2)], net, SGD, schedule=Schedule(shape="linear", scope="experience"))
+    seen = []
+    for _ in range(2):
+        engine.start_experience(8, 16)
+        for step in range(8):
+            gradients(net, step)
+            engine.step()
+            if step % 2:
+                seen.append(round(engine.param_groups[0]["lr"], 6))
+    one = [0.1, 0.066667, 0.033333, 0.0]
+    assert seen == one + one
+
+
+def test_each_level_may_have_its_own_rule_and_rate() -> None:
+    net = model()
+    levels = [
+        Level("fast", "rest", lr_scale=0.25),
+        Level("slow", ("2.*",), rule={"_target_": "torch.optim.Adagrad", "lr": 0.3}),
+    ]
+    engine = leveled(levels, net, SGD)
+    assert isinstance(engine.rules["slow"], torch.optim.Adagrad)
+    assert [g["lr"] for g in engine.param_groups] == [0.025, 0.3]

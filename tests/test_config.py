@@ -1,0 +1,131 @@
+"""From overrides to a checked config: what is accepted, what is refused in one line that helps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nested.config import compose, flatten, from_dict, options
+from nested.errors import UserError
+from nested.rundir import as_stored
+
+
+def test_the_defaults_compose() -> None:
+    config = compose()
+    assert config.choices["stream"] == "split_digits"
+    assert config.seed_list() == [0]
+    assert config.levels["all"].period_steps == 1
+
+
+def test_every_choice_of_every_group_composes() -> None:
+    needed = {
+        "tensors": ["stream.path=x.npz"],
+        "image_folder": ["stream.path=x"],
+        "avalanche": ["stream.benchmark=a.b"],
+    }
+    for group in ("stream", "model", "optim", "levels", "method", "trainer", "tracking", "recipe"):
+        for name in options(group):
+            assert compose([f"{group}={name}", *(needed.get(name, []) if group == "stream" else [])])
+
+
+def test_overrides_reach_their_place() -> None:
+    config = compose(
+        ["model=transformer", "model.width=32", "levels.all.period_steps=4", "trainer=online", "seeds=3", "label=x y"]
+    )
+    assert config.model["width"] == 32
+    assert config.levels["all"].period_steps == 4
+    assert (config.trainer.epochs, config.trainer.batch_size) == (1, 10)
+    assert config.seed_list() == [0, 1, 2]
+    assert config.name() == "x y"
+
+
+def test_a_key_of_the_signature_that_is_not_in_the_yaml_is_allowed() -> None:
+    assert compose(["optim=sgd", "optim.nesterov=true"]).optim["nesterov"] is True
+
+
+def test_a_level_may_be_added_and_given_its_own_optimizer() -> None:
+    config = compose(
+        ["levels.head={params: [head.*], period_steps: 2, optim: {_target_: torch.optim.Adagrad, lr: 0.1}}"]
+    )
+    assert config.levels["head"].optim == {"_target_": "torch.optim.Adagrad", "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stream=split_digit", ["unknown stream 'split_digit'", "did you mean 'split_digits'", "permuted_digits"]),
+        ("modle=mlp", ["unknown key 'modle'", "did you mean 'model'"]),
+        ("model.hiden=[3]", ["model.hiden", "did you mean 'model.hidden'"]),
+        ("trainer.epoch=3", ["trainer.epoch", "did you mean 'trainer.epochs'"]),
+        ("trainer.epochs=many", ["trainer.epochs", "'many' is not allowed", "int >= 1"]),
+        ("trainer.epochs=0", ["trainer.epochs", "int >= 1"]),
+        ("optim.lr=fast", ["optim.lr", "'fast' is not allowed", "float"]),
+        ("levels.all.period_steps=0", ["levels.all.period_steps", "int >= 1"]),
+        ("levels.all.perod_steps=2", ["levels.all.perod_steps", "did you mean 'levels.all.period_steps'"]),
+        ("levels.all.chunk_tokens=2", ["levels.all", "not both"]),
+        ("levels.all.params=everything", ["levels.all.params", "rest"]),
+        ("trainer.precision=16", ["trainer.precision", "32-true"]),
+        ("seed=-1", ["seed", "int >= 0"]),
+        ("seed=1,2", ["one plain key=value"]),
+        ("seed", ["cannot read 'seed'"]),
+        ("model._target_=nested.models.mlp.Mpl", ["did you mean 'MLP'"]),
+        ("model._target_=nowhere.Thing", ["no module named 'nowhere'"]),
+    ],
+)
+def test_wrong_overrides_are_one_line_that_helps(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        compose([override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_config_survives_its_file() -> None:
+    config = compose(["model=hope_attention", "levels=continuum", "seeds=[3,5]"])
+    assert from_dict(as_stored(config.to_dict())) == config
+
+
+def test_flatten_gives_dotted_paths() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == {"a.b": 1, "a.c.d": None, "e": [1]}
+
+
+def test_a_users_directory_adds_choices(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("_target_: nested.methods.naive.Naive\n")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "both.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /method: mine}]\nseed: 7\n"
+    )
+    config = compose(["recipe=both"], tmp_path)
+    assert (config.choices["method"], config.seed) == ("mine", 7)
+    with pytest.raises(UserError, match="no such directory"):
+        compose([], tmp_path / "nowhere")
+
+
+LAZY = {
+    "import nested": ["torch", "lightning", "avalanche", "mlflow", "hydra"],
+    "from nested.cli import guarded, app; guarded(lambda: app(['--help'], standalone_mode=False), False)": [
+        "torch",
+        "lightning",
+        "avalanche",
+        "mlflow",
+        "hydra",
+    ],
+    "from nested.cli import guarded, app; guarded(lambda: app(['list'], standalone_mode=False), False)": [
+        "torch",
+        "lightning",
+        "avalanche",
+        "mlflow",
+    ],
+}
+
+
+@pytest.mark.parametrize("code", LAZY)
+def test_imports_are_lazy(code: str) -> None:
+    check = (
+        f"import sys\n{code}\nbad = {{*{LAZY[code]}}} & {{*sys.modules}}\nsys.exit(f'imported {{bad}}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
