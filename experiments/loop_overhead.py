@@ -2,7 +2,8 @@
 
 MLP 784-100-10, SGD with momentum, random images in memory, one thread. Rounds are interleaved: in each, every loop runs
 once, in a new random order, and its time per iteration inside the epoch is divided by the bare loop's (with DataLoader)
-of the same round. What is paid once per experience (a Trainer, the first batch, a sender's start) is reported apart. Run: make bench
+of the same round. What is paid once per experience (a Trainer, the first
+batch, a sender's start) is reported apart. Run: make bench
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ def avalanche(batch: int) -> Timed:
     clock = Clock()
     benchmark = tensors_benchmark(train_tensors=[(x, y)], test_tensors=[(x[:10], y[:10])], task_labels=[0])
     strategy = Naive(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM), criterion=nn.CrossEntropyLoss(),
-        train_mb_size=batch, train_epochs=1, evaluator=EvaluationPlugin(), plugins=[clock],
+        model=model, optimizer=torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM),
+        criterion=nn.CrossEntropyLoss(), train_mb_size=batch, train_epochs=1, evaluator=EvaluationPlugin(),
+        plugins=[clock],
     )  # fmt: skip
     strategy.train(benchmark.train_stream[0])
     return Timed((clock.last - clock.first) / SIZES[batch], clock.first - start)
@@ -222,7 +224,8 @@ def main(rounds: int = ROUNDS) -> list[dict]:
     print(f"{'loop':44} {'batch':>5} {'ratio':>6} {'95 % interval':>15} {'us/it':>7} {'set-up ms':>9}")
     for r in rows:
         print(
-            f"{r['loop']:44} {r['batch']:>5} {r['ratio']:6.2f} {r['low']:6.2f} to {r['high']:5.2f} {r['microseconds']:7.0f} {r['setup_ms']:9.1f}"
+            f"{r['loop']:44} {r['batch']:>5} {r['ratio']:6.2f} {r['low']:6.2f} to {r['high']:5.2f} "
+            f"{r['microseconds']:7.0f} {r['setup_ms']:9.1f}"
         )
     print("weights with and without blocks are equal to the last bit")
     return rows

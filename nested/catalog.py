@@ -41,11 +41,13 @@ def _sentences(group: str, config_dir: str | Path | None) -> list[tuple[str, str
 def sentence(file: Path, shared: bool = False) -> str:
     """One sentence on a choice: from the docstring of its `_target_`, else the first comment of its file.
 
-    Where several choices share a target, its docstring cannot tell them apart: the comment goes first.
+    Where several choices share a target, or it is given other components, its docstring cannot tell what this choice
+    is: the comment goes first.
     """
     target, comment = _target(file), _first_comment(file)
-    if comment and (shared or target is None):
-        return first_sentence(comment)
+    made_of_others = re.search(r"^\s+_target_:", file.read_text(), re.MULTILINE)
+    if comment and (shared or made_of_others or target is None):
+        return comment
     doc = documentation(target) if target else None
     return first_sentence(doc) if doc else comment or target or _schema_doc(file.parent.name)
 
@@ -110,7 +112,7 @@ def _imported_from(tree: ast.Module, name: str, module: str, package: bool) -> s
 
 def _first_comment(file: Path) -> str:
     found = re.search(r"^#\s*(?!@package)(\S.*)$", file.read_text(), re.MULTILINE)
-    return found[1] if found else ""
+    return first_sentence(found[1]) if found else ""
 
 
 def _file(group: str, choice: str, config_dir: str | Path | None) -> Path:

@@ -216,9 +216,12 @@ def compare(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = 
 def sync(
     names: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]")] = None,
     runs: Runs = "runs",
+    uri: Annotated[str | None, typer.Option(help="another store than the runs'")] = None,
     as_json: Json = False,
 ) -> None:
     """Send to MLflow what it has not got; without a name, of every run."""
+    from dataclasses import asdict, replace
+
     from nested import rundir, tracking
     from nested.config import from_dict
 
@@ -226,11 +229,15 @@ def sync(
     sent = {}
     for path in paths:
         settings = from_dict(rundir.read_config(path)).tracking
+        if uri:
+            settings = replace(settings, enabled=True, uri=uri)
+        if not settings.enabled and not names:
+            continue  # this run was not to be tracked
         sent[path.name] = tracking.sync(path, settings)
         if not as_json:
             show(f"{path.name}: {sent[path.name]}")
     if as_json:
-        show(json.dumps({name: s.as_dict() for name, s in sent.items()}))
+        show(json.dumps({name: asdict(s) for name, s in sent.items()}))
 
 
 @app.command()
@@ -243,7 +250,7 @@ def ui(
 
     command = tracking.ui_command(Tracking(uri=uri), runs, port)
     say(f"http://127.0.0.1:{port}  (stop with Ctrl-C)")
-    os.execvp(command[0], command)
+    os.execvpe(command[0], command, tracking.environment(Tracking().timeout_seconds))
 
 
 @app.command()

@@ -194,7 +194,7 @@ def _split(overrides: list[str], config_dir: str | Path | None) -> tuple[list[st
             raise UserError(
                 f"{text!r}: one plain key=value at a time; for several values start several runs", key=key, seen=text
             )
-        if key in Groups:
+        if key in Groups and not isinstance(value, dict):
             found = options(key, config_dir)
             if value not in found:
                 raise unknown(key, str(value), found, key)

@@ -47,6 +47,7 @@ class DryRun:
     steps: int
     flops_per_step: int  # forward and backward, of the task's loss
     flops: int
+    evaluated: int  # samples
     step_seconds: float  # median of the steps made
     train_seconds: float
     eval_seconds: float
@@ -72,17 +73,17 @@ def dry_run(config: Config) -> DryRun:
     t, seed = config.trainer, config.seed_list()[0]
     if t.threads:
         torch.set_num_threads(t.threads)
-    device = run._device(config)
-    learner, stream = run.prepare(config, seed, device=device)
+    learner = run.prepare(config, seed)
+    stream = learner.stream
     plan = Loop(learner, config, SeedDir(Path(config.runs) / "dry-run"), seed)  # asked for its steps only, never run
     stream_levels = learner.optimizer.levels
     check_ticks(stream_levels, plan.total_steps, t.allow_idle)
     first = plan.curriculum[0].train
     batch = learner.fetch(first, order(seed, plan.curriculum[0].index, 0, len(first))[: t.batch_size])
     flops = cost.step_flops(learner, batch)
-    step_seconds, sample_seconds, views = _rehearse(config, seed, stream, plan, device)
+    step_seconds, sample_seconds, views = _rehearse(config, seed, stream, plan)
     planned = fits(stream_levels, plan, t.at_border == "flush")
-    alone = _alone_steps(config, stream)
+    alone, samples = _alone_steps(config, stream), evaluated(config, stream, plan, stream_levels, views)
     return DryRun(
         label=config.name(),
         seeds=config.seed_list(),
@@ -98,9 +99,10 @@ def dry_run(config: Config) -> DryRun:
         steps=plan.total_steps,
         flops_per_step=flops,
         flops=flops * plan.total_steps,
+        evaluated=samples,
         step_seconds=step_seconds,
         train_seconds=step_seconds * plan.total_steps,
-        eval_seconds=sample_seconds * views * evaluated(config, stream, plan, stream_levels),
+        eval_seconds=sample_seconds * samples,
         alone_seconds=step_seconds * alone + sample_seconds * views * (2 * _held(stream, "test") if alone else 0),
     )
 
@@ -110,10 +112,10 @@ def _described(e: Experience) -> dict[str, Any]:
     return {"index": e.index, "name": e.name, "task": e.task, "classes": list(e.classes), **sizes}
 
 
-def _rehearse(config: Config, seed: int, stream: Stream, plan: Loop, device: torch.device) -> tuple[float, float, int]:
+def _rehearse(config: Config, seed: int, stream: Stream, plan: Loop) -> tuple[float, float, int]:
     """One step and one evaluation per experience, on a batch of each: (seconds a step, seconds a sample, views)."""
     thin = replace(stream, experiences=tuple(_thin(e, config, seed) for e in stream.experiences))
-    learner, _ = run.prepare(config, seed, thin, device)
+    learner = run.prepare(config, seed, thin)
     learner.model.train()
     seconds = []
     for i, (whole, experience) in enumerate(zip(plan.curriculum, learner.curriculum)):
@@ -225,10 +227,10 @@ def _levels(learner: Learner, planned: list[dict[str, Any]]) -> list[dict[str, A
     ]
 
 
-def evaluated(config: Config, stream: Stream, plan: Loop, levels: list[Level]) -> int:
-    """Samples that the run evaluates for each set of weights: every part in every row, and the anytime matrix."""
+def evaluated(config: Config, stream: Stream, plan: Loop, levels: list[Level], views: int) -> int:
+    """Samples that the run evaluates: every part in every row for each set of weights, and the anytime matrix."""
     options, steps = config.evaluate, plan.total_steps
-    rows = (len(plan.curriculum) + 1) * sum(_held(stream, part) for part in options.parts)
+    rows = (len(plan.curriculum) + 1) * views * sum(_held(stream, part) for part in options.parts)
     moments = steps // options.anytime_steps if options.anytime_steps else 0
     if options.anytime_ticks:
         fastest = min(level.period for level in levels)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from nested import rundir
 from nested.errors import NestedError
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 ENDED = ("done", "diverged")
-TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID: a file that was being written when its process was killed
+TEMPORARY = re.compile(r"\..+\.(\d+)")  # .NAME.PID: a file that was being written when its process was killed
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _removable(path: Path) -> Iterator[Removal]:
         if file.parent.name == "checkpoints" and re.fullmatch(r"\d+\.pt", file.name):
             if _status(file.parent.parent / "summary.json") == "done":
                 yield Removal(str(file), file.lstat().st_size, "checkpoint of a finished seed")
-        elif TEMPORARY.fullmatch(file.name):
+        elif (found := TEMPORARY.fullmatch(file.name)) and not psutil.pid_exists(int(found[1])):
             yield Removal(str(file), file.lstat().st_size, "left by a process that was killed")
 
 

@@ -1,7 +1,7 @@
 """Experiences in order, and the cursor: what has been done, what is next, and how to continue after a stop.
 
-Each experience is one `fit` of a new Lightning Trainer over all its remaining mini-batches (all epochs of it). The order
-of samples comes from a generator seeded by (seed, experience, epoch), so a resumed run continues inside a permutation.
+Each experience is one `fit` of a new Lightning Trainer over all its remaining mini-batches (all epochs of it). The
+order of samples comes from a generator seeded by (seed, experience, epoch): a resumed run continues inside it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from nested.rundir import SeedDir
 from nested.streams.stream import Experience
 
 LOG_EVERY = 50  # optimizer steps between two recorded training losses
+MOST_CURVES = 50  # experiences with a curve of their own in the tracker; the rows of the matrix always have all
 
 
 class Stopped(Exception):
@@ -217,8 +218,11 @@ class Loop:
             if row:
                 seen = scores[: row if not self.joint else self.n]
                 values[f"experience/{part}/seen"] = float(seen.mean())
-            width = len(str(self.n - 1))
-            values |= {f"experience/{part}/exp-{j:0{width}d}": float(s) for j, s in enumerate(scores)}
+                if not self.joint:
+                    values[f"experience/{part}/learned"] = float(scores[row - 1])
+            if self.n <= MOST_CURVES:
+                width = len(str(self.n - 1))
+                values |= {f"experience/{part}/exp-{j:0{width}d}": float(s) for j, s in enumerate(scores)}
         self.directory.metrics(row, values)
         self.display.row(row, values)
         if self.learner.watch and "test" in main:

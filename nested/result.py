@@ -162,7 +162,8 @@ def finish(result: Result, config: Config) -> None:
         {
             "format": 1, "run_id": result.run_id, "label": config.name(), "status": result.status,
             "stream": config.choices.get("stream", config.stream["_target_"]),
-            "scenario": config.stream.get("scenario"), "seeds": config.seed_list(), "config": {k: v for k, v in values.items() if not k.startswith("choices.")},
+            "scenario": config.stream.get("scenario"), "seeds": config.seed_list(),
+            "config": {k: v for k, v in values.items() if not k.startswith("choices.")},
             "choices": config.choices, "runs": result.runs, "mean": result.mean, "ci95": result.ci95,
             "problems": result.problems,
         },

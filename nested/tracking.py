@@ -40,7 +40,7 @@ SCHEMES = ("sqlite", "http", "https", *DRIVERS)
 
 @dataclass
 class Sent:
-    """What was handed to the store, what it had already included."""
+    """What was given to the store: runs found or made, and the rest as far as it was not known to be there."""
 
     runs: int = 0
     params: int = 0
@@ -133,9 +133,9 @@ def _names_host(uri: str) -> bool:
 
 
 def _check_file(uri: str, file: Path | None) -> None:
-    if file is None or file.name in ("", ":memory:") or any(c in str(file) for c in "?#%"):
+    if file is None or file.name in ("", ":memory:") or any(c in str(file) for c in "?%"):
         raise UserError(f"{uri!r} is no file another process can open; write sqlite:///PATH/mlflow.db, "
-                        "PATH without ? # %", key="tracking.uri", seen=uri)  # fmt: skip
+                        "PATH without ? and %", key="tracking.uri", seen=uri)  # fmt: skip
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
@@ -279,7 +279,8 @@ def sender(run_dir: Path, settings: Tracking) -> Iterator[Sender]:
 def sync(run_dir: Path, settings: Tracking) -> Sent:
     """Send what the tracker has not got of a run, whatever it takes. Raises TrackerError when it does not answer."""
     if not settings.enabled:
-        raise UserError("tracking is off; say where to: tracking=mlflow tracking.uri=...", key="tracking")
+        how = f"to send it nevertheless write tracking.enabled: true in {run_dir / 'config.yaml'}"
+        raise UserError(f"{run_dir.name} was made with tracking off; {how}", key="tracking.enabled", seen=False)
     if run_dir.name.startswith("seed-") and (run_dir.parent / "FORMAT").is_file():
         run_dir = run_dir.parent  # a seed is sent with its run
     check(settings, run_dir.parent)

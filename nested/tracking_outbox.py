@@ -21,7 +21,7 @@ from nested.rundir import read_json, write_json
 EVENTS = "events.jsonl"
 RUN_FILES = ("config.yaml", "result.json", "report.html", "figures/*.png")
 SEED_FILES = ("config.yaml", "environment.json", "matrix.json", "matrix.csv", "matrix.png")
-BLOCK = 1 << 20  # bytes of events sent between two notes of how far we are
+BLOCK = 1 << 16  # bytes of events sent between two notes of how far we are: about one call's metrics
 SEAL = 4096  # bytes before the offset by which a rewritten events file is recognised
 
 
@@ -66,7 +66,6 @@ def remember(directory: Path, store: str, memory: Memory) -> None:
 def locked(path: Path, seconds: float, owner: str) -> Iterator[None]:
     """Hold a lock file, waiting up to `seconds`. Raises TrackerError."""
     deadline = time.monotonic() + seconds
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         while True:
             try:

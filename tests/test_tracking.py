@@ -78,7 +78,8 @@ def read() -> Iterator[Callable[..., dict[str, Any]]]:
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     """One store for all tests that do not need a fresh one."""
-    return Tracking(uri=f"sqlite:///{tmp_path_factory.mktemp('store with a space')}/ö/mlflow.db", experiment="tests")
+    path = tmp_path_factory.mktemp("store with a space") / "ö" / "mlflow.db"
+    return Tracking(uri=f"sqlite:///{path}", experiment="tests", timeout_seconds=60)
 
 
 def append(directory: Path, *events: dict[str, Any]) -> None:
@@ -239,7 +240,7 @@ def test_twice_synced_once_there_even_when_forgotten(told, settings, read) -> No
     assert tracking.sync(run_dir, settings) == tracking.Sent(runs=3)
     assert read(settings, run_dir) == before
     forget(run_dir)
-    assert tracking.sync(run_dir, settings) == tracking.Sent(3, 0, sent.metrics, sent.datasets, sent.artifacts)
+    assert tracking.sync(run_dir, settings) == tracking.Sent(3, 0, 0, sent.datasets, sent.artifacts)
     assert read(settings, run_dir) == before
 
 
@@ -330,6 +331,34 @@ def test_what_the_store_cannot_take_is_made_fit(tmp_path, settings, read) -> Non
     assert found["artifacts"] == ["config.yaml", "environment.json"]
 
 
+@pytest.mark.parametrize("call", ["log_batch", "log_inputs", "set_terminated", "log_artifact"])
+def test_store_that_fails_in_the_middle_gets_the_rest_later(tmp_path, settings, read, call, monkeypatch) -> None:
+    from mlflow import MlflowClient
+
+    from nested.tracking_replay import Replay
+
+    run_dir = finished(tmp_path / f"run-{call}")
+    whole, calls = getattr(MlflowClient, call), []
+
+    def once(self: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(call)
+        if len(calls) == 2:
+            raise OSError("gone")
+        return whole(self, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, call, once)
+        with pytest.raises(OSError, match="gone"):
+            Replay(tracking.target(run_dir, settings), tracking.Sent(), lambda: None).send()
+    assert tracking.pending(run_dir, settings) > 0
+    Replay(tracking.target(run_dir, settings), tracking.Sent(), lambda: None).send()
+    found = read(settings, run_dir)
+    assert {r["status"] for r in found.values()} == {"FINISHED"}
+    assert {len(r["artifacts"]) for r in found.values()} == {4, 5}
+    assert all(len(found[f"{run_dir.name}/seed-{s}"]["datasets"]) == 2 for s in (0, 1))
+    assert all(len(found[f"{run_dir.name}/seed-{s}"]["metrics"]["train/loss"]) == 3 for s in (0, 1))
+
+
 def test_many_at_once_on_a_fresh_store_make_each_run_once(tmp_path, read) -> None:
     runs = [finished(tmp_path / name) for name in ("run-a", "run-b")]
     here = Tracking(timeout_seconds=60)
@@ -407,7 +436,7 @@ def test_off_is_off(tmp_path) -> None:
         begin(tmp_path / "run-off", 0)
     assert sender.problem is None
     assert not list(tmp_path.glob("*.db"))
-    with pytest.raises(UserError, match="tracking is off"):
+    with pytest.raises(UserError, match="tracking off"):
         tracking.sync(tmp_path / "run-off", off)
 
 

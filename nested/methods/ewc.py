@@ -35,7 +35,7 @@ class EWC(Method):
 
     def __init__(
         self,
-        strength: Annotated[float, Bound(ge=0)] = 1.0,
+        strength: Annotated[float, Bound(ge=0)] = 10.0,
         mode: Literal["separate", "online"] = "separate",
         decay: Annotated[float, Bound(ge=0, le=1)] | None = None,
         fisher_batch_size: Annotated[int, Bound(ge=1)] = 1,

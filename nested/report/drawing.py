@@ -6,8 +6,10 @@ SVG follows the reader's light or dark scheme. matplotlib is imported when somet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -49,7 +51,7 @@ STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 9.5,
     "axes.edgecolor": MUTED,
@@ -79,12 +81,15 @@ STYLE: Any = {
 
 
 def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the style above, whatever the user's matplotlibrc says."""
+    """Draw in the style above, whatever the user's matplotlibrc says, and lay out once for all files made of it."""
 
     @wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style():
-            return function(*args, **kwargs)
+        with style(), quiet():
+            figure = function(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
 
     return inside
 
@@ -121,11 +126,17 @@ def variables() -> dict[str, tuple[str, str]]:
     return {**THEME, **runs, **{f"order-{k}": pair for k, pair in enumerate(ramp())}}
 
 
-def shorten(label: str, length: int = 44) -> str:
+def shorten(label: str, length: int = 34) -> str:
     """A label that fits beside a plot: the middle left out, since names of one family differ at their ends."""
     label = visible(label)
     head = (length - 1) * 2 // 3
     return label if len(label) <= length else f"{label[:head]}…{label[head + 1 - length :]}"
+
+
+def wrapped(label: str, width: int) -> str:
+    """A label in at most two lines."""
+    lines = textwrap.wrap(visible(label), width) or [""]
+    return "\n".join(lines) if len(lines) <= 2 else f"{lines[0]}\n{shorten(' '.join(lines[1:]), width)}"
 
 
 def style() -> AbstractContextManager[None]:
@@ -133,6 +144,14 @@ def style() -> AbstractContextManager[None]:
     import matplotlib as mpl
 
     return mpl.rc_context(STYLE)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning for a glyph that the PNG's font lacks (a page uses the reader's fonts)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 def blank(width: float, height: float) -> tuple[Any, Any]:
@@ -146,4 +165,4 @@ def blank(width: float, height: float) -> tuple[Any, Any]:
 def legend_columns(labels: Sequence[str], width: float) -> int:
     """How many labels fit side by side under a figure `width` inches wide."""
     longest = max(map(len, labels), default=1)
-    return max(1, int(width / (0.078 * longest + 0.5)))
+    return max(1, int(width / (0.067 * longest + 0.45)))

@@ -25,11 +25,14 @@ from nested.report.drawing import (
     marker,
     ramp,
     shorten,
+    wrapped,
 )  # fmt: skip
 from nested.report.heatmap import CELLS, Limits
 from nested.report.records import Array, visible
 
+AT_ONCE = " (at once)"  # learned all experiences together
 LINES = 24  # up to here every experience has a line of its own
+BANDS = 3  # more bands than this hide each other: bars instead
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """One level of one run."""
+    """One level of a run."""
 
     label: str
-    slot: int
     parameters: float
     updates: float
 
@@ -71,7 +73,8 @@ class Bar:
 @drawn
 def forgetting_against_learning(points: Sequence[Point], measure: str, lower: bool) -> Any:
     """Forgetting beside learning: a mean with its interval for each run, its single seeds faint."""
-    figure, axes = blank(6.2, 4.3 + _legend_height(points, 6.2))
+    size = (5.0, 3.5) if len(points) > 1 else (4.2, 3.2)
+    figure, axes = blank(size[0], size[1] + _legend_height(points, size[0]))
     axes.axhline(0, color=MUTED, linewidth=0.8)
     handles = []
     for p in points:
@@ -83,7 +86,7 @@ def forgetting_against_learning(points: Sequence[Point], measure: str, lower: bo
             axes.plot(p.xs, p.ys, linestyle="none", alpha=0.35, markersize=4.5, markeredgewidth=0, **style)
         axes.errorbar(p.x, p.y, p.y_half, p.x_half, capsize=2.5, elinewidth=1.3, color=colour(p.slot), zorder=3)
         handles += axes.plot(
-            p.x, p.y, linestyle="none", markersize=9, markeredgecolor=PAPER, markeredgewidth=1.2, zorder=4, **style
+            p.x, p.y, linestyle="none", markersize=10, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=4, **style
         )
     axes.set_xlabel(f"learning {measure}  ({'lower' if lower else 'higher'} is better)")
     axes.set_ylabel("forgetting  (lower is better)")
@@ -92,33 +95,38 @@ def forgetting_against_learning(points: Sequence[Point], measure: str, lower: bo
         "better ↙" if lower else "better ↘", (0.015 if lower else 0.985, 0.02), xycoords="axes fraction",
         ha="left" if lower else "right", color=MUTED, fontsize=9,
     )  # fmt: skip
-    suffix = {True: " (no order: forgetting undefined)", False: ""}
-    _legend(figure, handles, [shorten(p.label) + suffix[p.y is None] for p in points], 6.2)
+    _legend(figure, handles, [p.label + AT_ONCE * (p.y is None) for p in points], size[0])
     return figure
 
 
 @drawn
-def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Limits | None) -> Any:
-    """One line for each run against the position in the stream, with its 95 percent band."""
-    figure, axes = blank(5.4, 3.3 + _legend_height(series, 5.4))
+def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Limits | None, lower: bool) -> Any:
+    """One line for each run against the position in the stream, with its 95 percent intervals."""
+    size = (4.6, 3.0) if len(series) > 1 else (4.2, 3.2)
+    figure, axes = blank(size[0], size[1] + _legend_height(series, size[0]))
     handles = []
+    ordered = [s for s in series if not s.level]
+    bars = len(ordered) > BANDS and all(len(s.x) <= LINES for s in ordered)
     for s in series:
         style: dict[str, Any] = {"color": colour(s.slot), "linestyle": dashes(s.slot)}
         if s.level:
             handles.append(axes.axhline(float(s.y[-1]), **style | {"linestyle": (0, (4, 2)), "linewidth": 1.4}))
             continue
-        few = len(s.x) <= LINES
-        handles += axes.plot(
-            s.x, s.y, marker=marker(s.slot) if few else None, markersize=5, markeredgecolor=PAPER, **style
-        )
-        if s.half is not None:
-            axes.fill_between(s.x, s.y - s.half, s.y + s.half, color=colour(s.slot), alpha=0.14, linewidth=0)
+        shift = 0.045 * (ordered.index(s) - (len(ordered) - 1) / 2) if bars else 0.0
+        point = marker(s.slot) if len(s.x) <= LINES else None
+        handles += axes.plot(s.x + shift, s.y, marker=point, markersize=6, markeredgecolor=PAPER, **style)
+        if s.half is not None and bars:
+            axes.errorbar(s.x + shift, s.y, s.half, linestyle="none", color=style["color"], elinewidth=0.9, alpha=0.7)
+        elif s.half is not None:
+            axes.fill_between(s.x, s.y - s.half, s.y + s.half, color=style["color"], alpha=0.14, linewidth=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _whole_numbers(axes)
     if limits:
         axes.set_ylim(*limits)
-    _legend(figure, handles, [shorten(s.label) + " (at once)" * s.level for s in series], 5.4)
+    elif not lower:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))  # an interval may pass 1, an accuracy does not
+    _legend(figure, handles, [s.label + AT_ONCE * s.level for s in series], size[0])
     return figure
 
 
@@ -135,7 +143,7 @@ def experience_lines(matrix: Array, title: str, measure: str, limits: Limits) ->
         if n <= CELLS and not np.isnan(matrix[j + 1, j]):
             place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
             axes.annotate(str(j + 1), (j + 1, matrix[j + 1, j]), color=shade, fontsize=8, fontweight="bold", **place)
-    axes.set_title(shorten(title, 44))
+    axes.set_title(wrapped(title, 36))
     axes.set_xlabel("experiences learned (0: before training)")
     axes.set_ylabel(measure)
     axes.set_xlim(-0.2, n + 0.3)
@@ -149,10 +157,10 @@ def anytime(
     step: Array, scores: Array, experience: Array, ticks: dict[str, Array], title: str, slot: int, measure: str
 ) -> Any:
     """The mean score on all experiences begun so far at every evaluation (m,), and when each level ticked."""
-    figure, axes = blank(5.4, 2.7 + 0.16 * len(ticks))
+    figure, axes = blank(4.6, 2.6 + 0.16 * len(ticks))
     seen = np.array([row[: max(0, e) + 1].mean() for row, e in zip(scores, experience.astype(int))])
     axes.plot(step, seen, color=colour(slot), linewidth=1.3)
-    for border in step[1:][np.diff(experience) != 0]:
+    for border in step[:-1][np.diff(experience) != 0]:
         axes.axvline(border, color=RULE, linewidth=1)
     low, high = float(np.nanmin(seen)), float(np.nanmax(seen))
     span = max(high - low, 1e-3)
@@ -163,36 +171,48 @@ def anytime(
         x[2::3] = np.nan  # pen up between two marks
         axes.plot(x, np.tile([base - 0.028 * span, base + 0.028 * span, np.nan], len(thin)), color=MUTED, linewidth=0.9)
         axes.annotate(visible(level)[:14], (1.005, base), xycoords=("axes fraction", "data"), va="center", fontsize=7.5)
-    axes.set_title(shorten(title, 60))
+    axes.set_title(wrapped(title, 48))
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(f"mean {measure} so far")
     return figure
 
 
 @drawn
-def level_bars(bars: Sequence[Bar]) -> Any:
-    """Parameters and updates of every level of every run."""
+def level_bars(runs: Sequence[tuple[str, int, Sequence[Bar]]]) -> Any:
+    """Parameters and updates of every level: for each run its label, slot and levels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 0.95 + 0.24 * len(bars)), layout="constrained")
+    rows = sum(len(levels) + 1 for *_, levels in runs)
+    figure = Figure(figsize=(5.6, 0.8 + 0.21 * rows), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
-    rows = np.arange(len(bars))
+    row, ticks, names = 0, [], []
+    for label, slot, levels in runs:
+        note = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5, "fontweight": "bold"}
+        both[0].annotate(
+            shorten(label, 56), (0, row), xycoords=("axes fraction", "data"), annotation_clip=False, **note
+        )
+        for k, bar in enumerate(levels, row + 1):
+            _bar(both[0], k, bar.parameters, slot)
+            _bar(both[1], k, bar.updates, slot)
+            ticks.append(k)
+            names.append(shorten(bar.label, 26))
+        row += len(levels) + 1
+    both[0].set_yticks(ticks, names, color=INK)
+    both[0].set_ylim(rows - 0.4, -0.6)
     for axes, name in zip(both, ("parameters", "updates")):
-        values = np.array([getattr(bar, name) for bar in bars], dtype=float)
-        axes.barh(rows, values, color=[colour(bar.slot) for bar in bars], height=0.68)
-        for row, value in zip(rows, values):
-            axes.annotate(
-                f"{value:,.0f}", (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5
-            )
-        axes.set_title(name)
+        axes.set_xlabel(name)
         axes.grid(axis="y", visible=False)
-        axes.margins(x=0.24)
+        axes.margins(x=0.2)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(_locator(4))
         axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
-    both[0].set_yticks(rows, [shorten(bar.label, 40) for bar in bars], color=INK)
-    both[0].set_ylim(len(bars) - 0.5, -0.5)
     return figure
+
+
+def _bar(axes: Any, row: int, value: float, slot: int) -> None:
+    axes.barh(row, value, color=colour(slot), height=0.7)
+    place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(f"{value:,.0f}", (value, row), fontsize=8, **place)
 
 
 def short_count(value: float) -> str:
@@ -216,13 +236,22 @@ def _whole_numbers(axes: Any) -> None:
 def _legend_height(entries: Sequence[Point | Series], width: float) -> float:
     if len(entries) < 2:
         return 0.0
-    return 0.22 * -(-len(entries) // legend_columns([shorten(e.label) for e in entries], width)) + 0.1
+    texts, columns = _legend_texts([e.label + AT_ONCE for e in entries], width)
+    lines = [text.count("\n") + 1 for text in texts]
+    return 0.1 + sum(0.07 + 0.15 * max(lines[k : k + columns]) for k in range(0, len(lines), columns))
+
+
+def _legend_texts(labels: Sequence[str], width: float) -> tuple[list[str], int]:
+    """Labels in lines of which two fit side by side, and how many columns there are."""
+    texts = [wrapped(label, int((width / 2 - 0.45) / 0.067)) for label in labels]
+    return texts, legend_columns([line for text in texts for line in text.split("\n")], width)
 
 
 def _legend(figure: Any, handles: list[Any], labels: list[str], width: float) -> None:
     if len(labels) < 2:
         return
+    texts, columns = _legend_texts(labels, width)
     numbers = [str(k) for k in range(len(labels))]  # set afterwards: matplotlib hides labels that begin with `_`
-    legend = figure.legend(handles, numbers, loc="outside lower center", ncols=legend_columns(labels, width))
-    for text, label in zip(legend.get_texts(), labels):
-        text.set_text(label)
+    legend = figure.legend(handles, numbers, loc="outside lower center", ncols=columns)
+    for place, text in zip(legend.get_texts(), texts):
+        place.set_text(text)

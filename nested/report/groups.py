@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nested.report.records import Run
 from nested.report.wording import count, listed, steps
 
 
+class Member(NamedTuple):
+    """A run with its colour, the same for equal labels in every group; equal labels in one group show the run's id."""
+
+    run: Run
+    slot: int
+    label: str
+
+
 @dataclass(frozen=True)
 class Group:
-    """Runs on one stream; `slots` are their colours, the same for equal labels in every group."""
+    """Runs on one stream."""
 
-    runs: tuple[Run, ...]
-    slots: tuple[int, ...]
-    labels: tuple[str, ...]  # told apart by the run's id where two are equal
+    members: tuple[Member, ...]
+    distinction: str = ""  # from another group of the same name
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs alone."""
+        return [m.run for m in self.members]
 
     @property
     def first(self) -> Run:
         """Any run: stream, scenario and direction are the same for all."""
-        return self.runs[0]
+        return self.members[0].run
 
     @property
     def lower(self) -> bool:
@@ -37,7 +50,7 @@ class Group:
     def title(self) -> str:
         """The stream in words."""
         scenario = f", {self.first.scenario} scenario" if self.first.scenario else ""
-        return f"{self.first.stream}{scenario}, {self.first.n} experience{'s' * (self.first.n != 1)}"
+        return f"{self.first.stream}{scenario}, {self.first.n} experience{'s' * (self.first.n != 1)}{self.distinction}"
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
@@ -50,18 +63,25 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         else:
             home.append(run)
     colours: dict[tuple[str, int], int] = {}
-    return [_group(m, colours) for m in members]
+    groups = [_group(m, colours) for m in members]
+    titles = Counter(g.title for g in groups)
+    return [replace(g, distinction=_distinction(g)) if titles[g.title] > 1 else g for g in groups]
+
+
+def _distinction(group: Group) -> str:
+    digest = next((d for run in group.runs for d in _digests(run).values()), None)
+    return f", judged by {group.measure}" + (f", data and split {str(digest)[:8]}" if digest else "")
 
 
 def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
     seen: Counter[str] = Counter()
     repeated = {label for label, k in Counter(r.label for r in runs).items() if k > 1}
-    slots = []
+    members = []
     for run in runs:
-        slots.append(colours.setdefault((run.label, seen[run.label]), len(colours)))
+        slot = colours.setdefault((run.label, seen[run.label]), len(colours))
         seen[run.label] += 1
-    labels = [f"{r.label} [{r.run_id}]" if r.label in repeated else r.label for r in runs]
-    return Group(tuple(runs), tuple(slots), tuple(labels))
+        members.append(Member(run, slot, f"{run.label} [{run.run_id}]" if run.label in repeated else run.label))
+    return Group(tuple(members))
 
 
 def _same_stream(a: Run, b: Run) -> bool:
@@ -83,19 +103,19 @@ def notes(group: Group) -> list[str]:
 
 def _about_scores(group: Group) -> Iterator[str]:
     if group.lower:
-        yield "Scores are losses: lower is better. Still, positive BWT and FWT mean improvement, positive forgetting loss."
-    if group.first.scenario == "class":
+        yield "Scores are losses: lower is better. Positive BWT and FWT mean improvement nevertheless."
+    if group.first.scenario == "class" and group.first.n > 1:
         yield "FWT is uninformative in the class scenario: no experience before it has shown an experience's classes."
     if group.first.n == 1:
         yield "There is one experience: forgetting, BWT and FWT are undefined."
-    if at_once := [label for run, label in zip(group.runs, group.labels) if run.single_fit]:
+    if at_once := [m.label for m in group.members if m.run.single_fit]:
         yield f"{listed(at_once)} learned everything at once: without an order there is no forgetting and no transfer."
-    if chosen := [g for r, g in zip(group.runs, group.labels) if any(s.judged_on != "test" for s in r.seeds)]:
+    if chosen := [m.label for m in group.members if any(s.judged_on != "test" for s in m.run.seeds)]:
         yield f"{listed(chosen)}: judged on validation data, not on the test part."
 
 
 def _about_seeds(group: Group) -> Iterator[str]:
-    for run, label in zip(group.runs, group.labels):
+    for run, _, label in group.members:
         if len(run.done) == run.planned and run.status == "done":
             continue
         states = Counter(s.status for s in run.seeds)
@@ -104,7 +124,7 @@ def _about_seeds(group: Group) -> Iterator[str]:
         ]
         means = "means are over the seeds that are done" if run.done else "figures show the seed that came furthest"
         yield f"{listed([label])} is {run.status} ({', '.join(parts) or 'nothing recorded'}); {means}."
-    if one := [label for run, label in zip(group.runs, group.labels) if run.planned == 1]:
+    if one := [m.label for m in group.members if m.run.planned == 1]:
         yield f"{listed(one)}: one seed, hence no interval."
     if len({tuple(s.seed for s in run.seeds) for run in group.runs}) > 1:
         yield "The runs have different seeds: they did not all see the same class orders and initial weights."

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nested.report.drawing import PAPER, blank, drawn, shorten
+from nested.report.drawing import PAPER, blank, drawn, wrapped
 from nested.report.records import Array, visible
 
 CELLS = 12  # up to here numbers are written into the cells
@@ -25,14 +25,15 @@ def heat_map(
     """R as a picture, the row before training on top; `at_once` says that one fit stands for every row."""
     shown = matrix[:2] if at_once else matrix
     n = matrix.shape[1]
-    height = 1.15 + (0.3 * len(shown) if n <= CELLS else 2.9)
-    figure, axes = blank(3.7, min(height, 4.3))
+    heading = wrapped(title, 36)
+    height = 0.98 + 0.17 * len(heading.split("\n")) + (0.3 * len(shown) if n <= CELLS else 2.9)
+    figure, axes = blank(3.7, height)
     scale = "viridis_r" if lower else "viridis"
     small, step = _averaged(shown)
     edges = np.arange(small.shape[1] + 1) * step + 0.5, np.arange(small.shape[0] + 1) * step - 0.5
     if n <= CELLS:
         mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(small), cmap=scale, vmin=limits[0], vmax=limits[1])
-        _write_cells(axes, small, mesh)
+        _write_cells(axes, small, mesh, at_once)
         axes.axhline(0.5, color=PAPER, linewidth=4)
     else:
         extent = (edges[0][0], edges[0][-1], edges[1][-1], edges[1][0])
@@ -41,7 +42,7 @@ def heat_map(
         )
     axes.set_ylim(edges[1][-1], edges[1][0])
     _name_cells(axes, len(shown), n, columns, at_once)
-    axes.set_title(shorten(title, 38))
+    axes.set_title(heading)
     bar = figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.03, aspect=30 if n > CELLS else 18)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.set_label(measure)
@@ -60,7 +61,7 @@ def _averaged(matrix: Array) -> tuple[Array, int]:
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), k
 
 
-def _write_cells(axes: Any, matrix: Array, mesh: Any) -> None:
+def _write_cells(axes: Any, matrix: Array, mesh: Any, at_once: bool) -> None:
     rows, n = matrix.shape
     size = 8.5 if n <= 6 else 7.5 if n <= 9 else 6.2
     for i in range(rows):
@@ -71,7 +72,7 @@ def _write_cells(axes: Any, matrix: Array, mesh: Any) -> None:
             bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
             text = axes.text(j + 1, i, score(matrix[i, j], 2), ha="center", va="center", fontsize=size)
             text.set_color("#101114" if bright else "#ffffff")
-            if i == j + 1:
+            if i == j + 1 and not at_once:
                 text.set_fontweight("bold")
 
 

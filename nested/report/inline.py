@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from nested.report.drawing import style, variables
+from nested.report.drawing import quiet, style, variables
 from nested.report.records import visible
 
 if TYPE_CHECKING:
@@ -21,19 +18,26 @@ SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 NOTHING: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no metadata: equal figures are equal files
 
 
-def save_png(figure: Figure, path: Path, dpi: int = 180) -> Path:
+def save_png(figure: Figure, path: Path, dpi: int = 160) -> Path:
     """Write a PNG on white paper."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with style(), _quiet():
-        figure.savefig(path, format="png", dpi=dpi, facecolor="white")
+    with style(), quiet():
+        figure.set_dpi(dpi)
+        figure.set_facecolor("white")
+        FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+        figure.set_facecolor("none")
     return path
 
 
 def inline_svg(figure: Figure, key: str, description: str) -> str:
     """The figure as an SVG element for a page; `key` keeps its ids apart from those of other figures."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.BytesIO()
-    with style(), _quiet():
-        figure.savefig(buffer, format="svg", transparent=True, metadata=NOTHING)
+    with style(), quiet():
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=NOTHING)
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
@@ -46,14 +50,6 @@ def inline_svg(figure: Figure, key: str, description: str) -> str:
         root.attrib.pop(name, None)
     root.attrib |= {"role": "img", "aria-label": visible(description)}
     return _serialise(root)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning for a glyph that the PNG's font lacks (a page uses the reader's fonts)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
 
 
 def _separate(root: ElementTree.Element, key: str) -> None:

@@ -17,7 +17,7 @@ from nested.report.figures import LINES, Bar, Point, Series
 from nested.report.groups import Group
 from nested.report.heatmap import CELLS, Limits, heat_map
 from nested.report.inline import inline_svg, save_png
-from nested.report.records import Array, Run
+from nested.report.records import Array, Run, number
 from nested.report.wording import slug
 
 BARS = 48  # more levels than this are in the table alone
@@ -52,14 +52,14 @@ def draw(group: Group, folder: Path, key: str) -> dict[str, list[Panel]]:
 
 def _drawable(group: Group) -> Iterator[tuple[Run, int, str, Array, str]]:
     """(run, slot, label, matrices, part of a file name) of runs that have a matrix."""
-    for k, (run, slot, label) in enumerate(zip(group.runs, group.slots, group.labels)):
+    for k, (run, slot, label) in enumerate(group.members):
         if run.matrices is not None and run.n:
             yield run, slot, label, run.matrices, f"{k + 1}-{slug(label)}"
 
 
 def _forgetting(group: Group, panel: Draw) -> Iterator[Panel]:
     points = []
-    for run, slot, label in zip(group.runs, group.slots, group.labels):
+    for run, slot, label in group.members:
         x, y = run.mean.get("learning_acc"), run.mean.get("forgetting")
         if x is None or (y is None and not run.single_fit):
             continue
@@ -104,11 +104,15 @@ def _stream(group: Group, panel: Draw) -> Iterator[Panel]:
         learned.append(_series(diagonal, window, style))
     if not so_far:
         return
-    limits = _limits(group)
+    limits = None if group.lower else _limits(group)
     word = f"average {group.measure} so far"
-    yield panel("average", figures.over_stream(so_far, "experiences learned", word, limits), f"{word}, {group.title}")
+    yield panel(
+        "average",
+        figures.over_stream(so_far, "experiences learned", word, limits, group.lower),
+        f"{word}, {group.title}",
+    )
     smooth = f" (mean of {window})" if window > 1 else ""
-    figure = figures.over_stream(learned, f"experience{smooth}", f"learning {group.measure}", limits)
+    figure = figures.over_stream(learned, f"experience{smooth}", f"learning {group.measure}", None, group.lower)
     yield panel("learning", figure, f"Learning {group.measure} against the position in the stream, {group.title}")
 
 
@@ -156,13 +160,15 @@ def _anytime(group: Group, panel: Draw) -> Iterator[Panel]:
 
 
 def _levels(group: Group, panel: Draw) -> Iterator[Panel]:
-    bars = [
-        Bar(f"{label} · {level['name']}, every {level['period']}", slot, level["parameters"], level["updates"])
-        for run, slot, label in zip(group.runs, group.slots, group.labels)
-        for level in run.levels
-    ]
-    if 0 < len(bars) <= BARS:
-        yield panel("levels", figures.level_bars(bars), f"Parameters and updates per level, {group.title}")
+    runs = [(label, slot, [_bar(level) for level in run.levels]) for run, slot, label in group.members if run.levels]
+    if 0 < sum(len(bars) for *_, bars in runs) <= BARS:
+        yield panel("levels", figures.level_bars(runs), f"Parameters and updates per level, {group.title}")
+
+
+def _bar(level: dict[str, Any]) -> Bar:
+    period = level.get("period")
+    often = "every step" if period == 1 else f"every {period} steps"
+    return Bar(f"{level.get('name')}, {often}", number(level.get("parameters")) or 0, number(level.get("updates")) or 0)
 
 
 def _limits(group: Group, below: bool = False) -> Limits:

@@ -23,8 +23,7 @@ def load(run_dir: Path | str) -> Run:
     check_format(path)
     result = read_json(path / "result.json")
     folders = {int(p.name[5:]): p for p in path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()}
-    summaries = {s: found for s, folder in folders.items() if (found := read_json(folder / "summary.json"))}
-    summaries |= {int(s["seed"]): s for s in result.get("runs") or []}
+    summaries = _summaries(result, folders)
     abouts = {s: found for s, folder in folders.items() if (found := read_json(folder / "matrix.json"))}
     seeds = tuple(
         _seed(s, folders.get(s), summaries.get(s, {}), abouts.get(s, {})) for s in sorted({*summaries, *folders})
@@ -40,7 +39,9 @@ def load(run_dir: Path | str) -> Run:
         status=str(result.get("status") or "unfinished"),
         stream=str(about.get("stream") or result.get("stream") or choices.get("stream") or "unknown stream"),
         scenario=str(about.get("scenario") or result.get("scenario") or config.get("stream.scenario") or ""),
-        lower_is_better=bool(summary.get("lower_is_better", about.get("lower_is_better", False))),
+        lower_is_better=bool(
+            summary.get("lower_is_better", about.get("lower_is_better", any(s.losses for s in seeds)))
+        ),
         experiences=_names(summaries.values(), abouts.values(), seeds),
         planned=_planned(result, config, len(seeds)),
         seeds=seeds,
@@ -84,6 +85,15 @@ def _quotient(sums: Any, counts: Any, n: int) -> Array:
     return matrix
 
 
+def _summaries(result: Json, folders: dict[int, Path]) -> dict[int, Json]:
+    """{seed: summary}: the result's, or a seed's own where it went on since the result was written."""
+    found = {int(s["seed"]): s for s in result.get("runs") or []}
+    for seed, folder in folders.items():
+        if found.get(seed, {}).get("status") != "done" and (newer := read_json(folder / "summary.json")):
+            found[seed] = newer
+    return dict(sorted(found.items()))
+
+
 def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
     log = _Log.of(read_events(folder / "events.jsonl")) if folder else _Log()
     metrics = {**log.final, **(about.get("metrics") or {}), **summary}
@@ -102,6 +112,7 @@ def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
         datasets=tuple(log.datasets[i] for i in sorted(log.datasets)),
         environment=read_json(folder / "environment.json") if folder else {},
         started=log.started,
+        losses=log.losses,
     )
 
 
@@ -139,6 +150,12 @@ class _Log:
             self.views.setdefault(event["view"], {}).setdefault(event["part"], {})[int(event["row"])] = event
         elif kind == "end":
             self.status, self.final = str(event.get("status")), event.get("values") or {}
+
+    @property
+    def losses(self) -> bool:
+        """Whether scores are losses: right answers are counted in whole numbers."""
+        rows = (event for parts in self.views.values() for rows in parts.values() for event in rows.values())
+        return any(isinstance(x, float) for event in rows for x in event["sum"])
 
     def matrices(self) -> dict[str, Array]:
         """{view: (n + 1, n)} from the rows recorded so far."""
@@ -182,14 +199,14 @@ def _config(path: Path) -> Json:
 
 def _over_seeds(result: Json, seeds: Sequence[Seed]) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """Means and half widths: the recorded ones, else those over the seeds that are done."""
-    if result.get("mean"):
+    done = [s for s in seeds if s.status == "done"]
+    if result.get("mean") and {s.seed for s in done} == {s["seed"] for s in result["runs"] if s["status"] == "done"}:
         mean, ci95 = result["mean"], result.get("ci95") or {}
         return {k: number(v) for k, v in mean.items()}, {k: number(v) for k, v in ci95.items()}
-    done = [s.metrics for s in seeds if s.status == "done"]
     if not done:
         return {}, {}
     if len(done) == 1:
-        return dict(done[0]), {}
+        return {**done[0].metrics, "seconds": done[0].seconds}, {}
     from nested.metrics import over_seeds
 
-    return over_seeds(done, METRICS)
+    return over_seeds([{**s.metrics, "seconds": s.seconds} for s in done], (*METRICS, "seconds"))

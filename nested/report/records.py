@@ -36,6 +36,7 @@ class Seed:
     datasets: tuple[dict[str, Any], ...] = ()  # one for each experience, in order
     environment: dict[str, Any] = field(default_factory=dict)
     started: float | None = None  # unix milliseconds
+    losses: bool = False  # whether the recorded scores are losses
 
     @property
     def matrix(self) -> Array | None:

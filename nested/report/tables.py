@@ -14,6 +14,8 @@ from nested.report.wording import NONE, count, heading, large, memory, metric, r
 if TYPE_CHECKING:
     from rich.table import Table
 
+LONG = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain")
+ANYTIME = ("min_acc", "wc_acc")
 SHORT = ("learning_acc", "acc", "forgetting", "bwt")  # forgetting always beside learning accuracy
 ROWS = 24  # longer tables of experiences are cut here, and it is said
 COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
@@ -51,9 +53,8 @@ class Grid:
 
 def summary(group: Group, names: Sequence[str]) -> Grid:
     """One row per run: seeds, metrics with intervals, steps, seconds, parameters."""
-    head = ("run", "seeds", *(heading(n, group.lower) for n in names), "steps", "seconds", "parameters")
     rows = []
-    for run, slot, label in zip(group.runs, group.slots, group.labels):
+    for run, slot, label in group.members:
         spent, half = run_seconds(run)
         rows.append(
             (
@@ -65,34 +66,53 @@ def summary(group: Group, names: Sequence[str]) -> Grid:
                 Cell(count(run.parameters), run.parameters),
             )
         )
-    return Grid(head, tuple(rows))
+    return Grid(_head(names, group.lower), tuple(rows))
 
 
-def known_metrics(runs: Sequence[Run]) -> tuple[str, ...]:
+def _head(names: Sequence[str], lower: bool | None) -> tuple[str, ...]:
+    return ("run", "seeds", *(heading(n, lower) for n in names), "steps", "seconds", "parameters")
+
+
+def known_metrics(runs: Sequence[Run], among: Sequence[str] = METRICS) -> tuple[str, ...]:
     """The metrics of the short table, and those of the others that some run has."""
-    return tuple(m for m in METRICS if m in (*SHORT, "fwt") or any(run.mean.get(m) is not None for run in runs))
+    return tuple(m for m in among if m in SHORT or any(run.mean.get(m) is not None for run in runs))
 
 
 def table(runs: Sequence[Run]) -> Table:
     """The summary for the terminal: one row per run, a section for each stream."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     groups = grouped(runs)
-    out = Table(title_justify="left", caption_justify="left")
-    if groups:
-        head = summary(groups[0], SHORT).head if len({g.lower for g in groups}) == 1 else None
-        titles = head or ("run", "seeds", "learning", "final", "forgetting", "BWT", "steps", "seconds", "parameters")
-        for k, title in enumerate(titles):
-            out.add_column(title, justify="left" if k == 0 else "right", overflow="fold", ratio=None)
+    out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
+    several = any(r.planned > 1 for r in runs)
+    out.caption = "mean ± 95 percent interval over seeds (Student t)" if several else None
+    directions = {g.lower for g in groups}
+    for k, title in enumerate(_head(SHORT, directions.pop() if len(directions) == 1 else None)):
+        out.add_column(title.replace(" ", "\n"), justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for group in groups:
         if len(groups) > 1:
             out.add_section()
             out.add_row(Text(visible(group.title), style="italic"))
         for row in summary(group, SHORT).rows:
-            out.add_row(*(Text(visible(cell.text)) for cell in row))
-    out.caption = "mean ± 95 percent interval over seeds (Student t)" if any(r.planned > 1 for r in runs) else None
+            out.add_row(*(Text(visible(c.text) if c.head else _stacked(c.text)) for c in row))
     return out
+
+
+def _stacked(text: str) -> str:
+    """The interval below its mean: columns stay narrow, and no terminal cuts a number."""
+    return text.replace(" ± ", "\n±")
+
+
+def anytime(group: Group) -> Grid | None:
+    """What the worst moments were, for runs that were evaluated between the borders."""
+    found = [m for m in group.members if any(m.run.mean.get(name) is not None for name in ANYTIME)]
+    rows = [
+        (Cell(label, slot=slot, head=True), *(Cell(metric(run, n), run.mean.get(n)) for n in ANYTIME))
+        for run, slot, label in found
+    ]
+    return Grid(("run", *(heading(n, group.lower) for n in ANYTIME)), tuple(rows)) if rows else None
 
 
 def by_seed(group: Group) -> Grid:
@@ -107,7 +127,7 @@ def by_seed(group: Group) -> Grid:
             *(Cell(score(s.metrics.get(n), group.lower), s.metrics.get(n)) for n in names),
             Cell(seconds(s.seconds), s.seconds),
         )
-        for run, slot, label in zip(group.runs, group.slots, group.labels)
+        for run, slot, label in group.members
         for s in run.seeds
     ]
     metrics = tuple(heading(n, group.lower) for n in names)
@@ -116,9 +136,7 @@ def by_seed(group: Group) -> Grid:
 
 def by_view(group: Group) -> Grid | None:
     """Runs that keep several sets of weights: each judged by itself, means over the seeds that are done."""
-    several = [
-        (r, s, g) for r, s, g in zip(group.runs, group.slots, group.labels) if r.done and len(r.done[0].views) > 1
-    ]
+    several = [m for m in group.members if m.run.done and len(m.run.done[0].views) > 1]
     if not several:
         return None
     from nested import metrics
@@ -136,7 +154,7 @@ def by_view(group: Group) -> Grid | None:
 def levels(group: Group) -> Grid | None:
     """One row per level of every run."""
     rows = []
-    for run, slot, label in zip(group.runs, group.slots, group.labels):
+    for run, slot, label in group.members:
         for level in run.levels:
             size, rate = level.get("parameters"), level.get("lr")
             share = size / run.parameters if size is not None and run.parameters else None
@@ -160,7 +178,7 @@ def costs(group: Group) -> Grid | None:
     """What every run cost: means over its seeds, those that did not end included."""
     present = [c for c in COSTS if any(run.cost(c[0]) for run in group.runs)]
     rows = []
-    for run, slot, label in zip(group.runs, group.slots, group.labels):
+    for run, slot, label in group.members:
         means = [(write, mean_of(run.cost(name))) for name, _, write in present]
         rows.append((Cell(label, slot=slot, head=True), *(Cell(write(mean), mean) for write, mean in means)))
     return Grid(("run", *(title for _, title, _ in present)), tuple(rows)) if present else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -20,9 +21,12 @@ HEADINGS = {
 }
 
 
-def heading(metric: str, lower: bool) -> str:
-    """The name of a metric, for accuracies or for losses."""
-    return HEADINGS[metric].replace("accuracy", "loss").replace("ACC", "loss") if lower else HEADINGS[metric]
+def heading(metric: str, lower: bool | None) -> str:
+    """The name of a metric for accuracies, for losses, or (None) for either."""
+    if lower is False:
+        return HEADINGS[metric]
+    word = "score" if lower is None else "loss"
+    return "final " + word if metric == "acc" else HEADINGS[metric].replace("accuracy", word).replace("ACC", word)
 
 
 def score(value: float | None, lower: bool = False) -> str:
@@ -34,7 +38,8 @@ def plus_minus(mean: float | None, half: float | None, lower: bool = False) -> s
     """`0.912 ± 0.013`, or the mean alone where there is no interval."""
     if mean is None or half is None:
         return score(mean, lower)
-    return f"{score(mean, lower)} ± {f'{half:.2g}' if lower else score(half)}"
+    decimals = max(0, 1 - math.floor(math.log10(half))) if lower and half > 0 else 3  # two figures of a loss's interval
+    return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
 def metric(run: Run, name: str) -> str:

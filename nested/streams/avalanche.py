@@ -111,7 +111,7 @@ def _made(path: str, arguments: dict[str, Any], seed: int) -> Any:
     function = locate(path, "stream.benchmark")
     try:
         inspect.signature(function).bind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a builtin that shows no signature
         raise UserError(f"{path}: {error}", key="stream.arguments", seen=arguments) from None
     with torch.random.fork_rng(devices=[]):  # generators that draw without a seed of their own draw the same each time
         torch.manual_seed(seed)

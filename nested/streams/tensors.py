@@ -126,9 +126,12 @@ def _samples(path: Path, x: np.ndarray) -> Tensor:
         raise _refused(
             path, f"x has shape {x.shape}; (samples, features), (samples, H, W) or (samples, C, H, W) is needed"
         )
+    if 0 in x.shape[1:]:
+        raise _refused(path, f"x has shape {x.shape}: its samples have no values")
     if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
         raise _refused(path, f"x of shape {x.shape} seems to have its channels last; x.transpose(0, 3, 1, 2) is needed")
-    kept = torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused with its row
+        kept = torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))
     return kept.unsqueeze(1) if x.ndim == 3 else kept
 
 

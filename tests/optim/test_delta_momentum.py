@@ -11,7 +11,7 @@ from nested.errors import UserError
 from nested.optim import DeltaMomentum
 from nested.optim.delta_momentum import delta_momentum
 
-Shapes = [(3, 4), (5,), (), (2, 3, 2, 2)]
+Shapes = [(3, 4), (5,), (), (2, 3, 2, 2), (5, 2)]
 Forms = list(itertools.product(["normalised", "printed"], ["vector", "matrix"]))
 
 

@@ -185,10 +185,11 @@ def test_quarter_and_half_turns_are_exact(shape):
         torch.testing.assert_close(Rotation(270.0)(x), x.rot90(3, (2, 3)))
 
 
-def test_a_turn_agrees_with_another_library():
+@pytest.mark.parametrize("shape", [(2, 1, 9, 9), (2, 1, 8, 12)])
+def test_a_turn_agrees_with_another_library(shape):
     from torchvision.transforms.functional import InterpolationMode, rotate
 
-    x = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(2))
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(2))
     expected = rotate(x, 35.0, InterpolationMode.BILINEAR)
     torch.testing.assert_close(Rotation(35.0)(x), expected, atol=1e-5, rtol=1e-5)
 
