@@ -119,7 +119,7 @@ def _file(group: str, choice: str, config_dir: str | Path | None) -> Path:
     found = options(group, config_dir)
     if choice not in found:
         raise unknown(group, choice, found, group)
-    return next(f for d in reversed(conf_dirs(config_dir)) if (f := d / group / f"{choice}.yaml").is_file())
+    return next(f for d in conf_dirs(config_dir) if (f := d / group / f"{choice}.yaml").is_file())
 
 
 def describe(group: str, choice: str, config_dir: str | Path | None = None) -> tuple[Group, dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,6 @@ from nested.errors import Diverged, NestedError, UserError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Continual-learning experiments built around nested learning.\n\nnested VERB [group=choice] [key=value]",
@@ -32,13 +32,14 @@ Runs = Annotated[str, typer.Option("--runs", help="directory of run directories"
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="an id, a path, or the beginning of an id")]
 
 INCOMPLETE_TRACKING = 4
+INTERRUPTED = 130
 
 
 def say(text: Any) -> None:
     """To the user, beside the results: standard error."""
     from rich.console import Console
 
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(value: Any) -> None:
@@ -46,9 +47,14 @@ def show(value: Any) -> None:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(
+    Console(width=width, emoji=False).print(
         value, markup=not isinstance(value, str), highlight=False, soft_wrap=isinstance(value, str)
     )
+
+
+def emit(**values: Any) -> None:
+    """The one JSON object with which a verb ends its standard output."""
+    print(json.dumps(values, default=str), flush=True)
 
 
 @app.command()
@@ -68,7 +74,7 @@ def run(
         from nested.dryrun import dry_run as build_all
 
         found = build_all(config)
-        show(json.dumps(found.as_dict()) if as_json else found)
+        emit(**found.as_dict()) if as_json else show(found)
         return
     from nested.run import run as run_config
 
@@ -94,7 +100,7 @@ def _conclude(result: Any, as_json: bool) -> None:
     from nested import report
 
     if as_json:
-        show(json.dumps(result.as_json()))
+        emit(**result.as_json())
     else:
         show(report.table([report.load(result.path)]))
         show(f"{result.path}\npage: {result.path / 'report.html'}")
@@ -102,7 +108,7 @@ def _conclude(result: Any, as_json: bool) -> None:
         say(problem)
     if result.status == "interrupted":
         say(f"interrupted; continue with: nested resume {result.run_id}")
-    codes = {"done": 0, "diverged": Diverged.exit_code, "interrupted": 130}
+    codes = {"done": 0, "diverged": Diverged.exit_code, "interrupted": INTERRUPTED}
     code = codes[result.status] or (INCOMPLETE_TRACKING if result.unsent else 0)
     raise typer.Exit(code)
 
@@ -126,7 +132,7 @@ def list_choices(
     else:
         rows = catalog.listing(group, config_dir)
     if as_json:
-        show(json.dumps([dict(zip(("group", "name", "what"), row, strict=True)) for row in rows]))
+        emit(choices=[dict(zip(("group", "name", "what"), row, strict=True)) for row in rows])
         return
     width = max((len(name) for _, name, _ in rows), default=0)
     last = None
@@ -150,7 +156,7 @@ def show_choice(
     if not name:
         raise UserError("write group=choice, for example model=hope_attention", key="show", seen=choice)
     shown, plain = catalog.describe(group, name, config_dir)
-    show(json.dumps(plain) if as_json else shown)
+    emit(**plain) if as_json else show(shown)
 
 
 @app.command()
@@ -164,7 +170,7 @@ def doctor(
 
     findings = examine(runs, uri)
     if as_json:
-        show(json.dumps([f.__dict__ for f in findings]))
+        emit(findings=[f.__dict__ for f in findings])
     for f in [] if as_json else findings:
         mark = {True: "ok", False: "FAIL", None: "note"}[f.ok]
         show(f"{mark:>5}  {f.name}: {f.detail}" + (f"\n       {f.mend}" if f.mend and not f.ok else ""))
@@ -190,7 +196,7 @@ def _pages(names: list[str], runs: str, out: str | None, as_json: bool) -> None:
     target = Path(out) if out else (paths[0] / "report.html" if len(paths) == 1 else Path("compare.html"))
     page = report.page(loaded, target)
     if as_json:
-        show(json.dumps({"page": str(page), "runs": [p.name for p in paths]}))
+        emit(page=str(page), runs=[p.name for p in paths])
         return
     show(report.table(loaded))
     show(f"page: {page}")
@@ -237,7 +243,7 @@ def sync(
         if not as_json:
             show(f"{path.name}: {sent[path.name]}")
     if as_json:
-        show(json.dumps({name: asdict(s) for name, s in sent.items()}))
+        emit(**{name: asdict(s) for name, s in sent.items()})
 
 
 @app.command()
@@ -264,12 +270,10 @@ def claims(
 
     known = claims_module.claims()
     if name is None:
-        for claim in known:
-            show(
-                json.dumps(claim.__dict__)
-                if as_json
-                else f"{claim.name}: {claim.statement} (expected {claim.expected} +- {claim.tolerance})"
-            )
+        if as_json:
+            emit(claims=[claim.__dict__ for claim in known])
+        for claim in [] if as_json else known:
+            show(f"{claim.name}: {claim.statement} (expected {claim.expected} +- {claim.tolerance})")
         return
     chosen = [c for c in known if c.name == name]
     if not chosen:
@@ -277,7 +281,7 @@ def claims(
 
         raise unknown("claim", name, [c.name for c in known], "claims")
     outcome = claims_module.check(chosen[0], Path(out))
-    show(json.dumps(outcome.__dict__) if as_json else str(outcome))
+    emit(**outcome.__dict__) if as_json else show(str(outcome))
     if not outcome.holds:
         raise typer.Exit(1)
 
@@ -286,11 +290,13 @@ def claims(
 def gc(
     runs: Runs = "runs",
     yes: Annotated[bool, typer.Option("--yes", help="delete; without it, only say what would go")] = False,
+    as_json: Json = False,
 ) -> None:
     """Free disk: checkpoints of finished runs and leftovers; never a result."""
     from nested import housekeeping
 
-    show(housekeeping.clean(runs, apply=yes))
+    cleaning = housekeeping.clean(runs, apply=yes)
+    emit(**cleaning.as_dict()) if as_json else show(cleaning)
 
 
 @app.command()
@@ -303,34 +309,46 @@ def version() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every failure is one line and an exit code, never a traceback for a user's mistake."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     sys.path.append(os.getcwd())  # a `_target_` may name a file beside the user's conf/
-    as_json = "--json" in arguments
-    sys.exit(guarded(lambda: app(arguments, standalone_mode=False), as_json))
+    sys.exit(guarded(lambda: _verb(arguments), "--json" in arguments))
+
+
+def _verb(arguments: list[str]) -> Any:
+    """Call the verb that is asked for; typer's own way of doing it swallows Ctrl-C."""
+    command = typer.main.get_command(app)
+    with command.make_context("nested", list(arguments)) as context:
+        return command.invoke(context)
 
 
 def guarded(act: Callable[[], Any], as_json: bool) -> int:
     """Exit code of `act`: what was raised becomes a line on standard error, and a JSON object if asked for."""
-    import click
-
     try:
         code = act()
         return code if isinstance(code, int) else 0
+    except typer.Exit as error:
+        return error.exit_code
     except NestedError as error:
         fields = {k: getattr(error, k, None) for k in ("key", "seen", "allowed")}
         return _failed(str(error), error.exit_code, as_json, fields)
-    except click.ClickException as error:
-        return _failed(error.format_message(), UserError.exit_code, as_json, {})
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        return _failed("interrupted", 130, as_json, {})
-    except click.exceptions.Exit as error:
-        return error.exit_code
+    except typer.TyperException as error:  # an unknown verb or option, a missing argument
+        return _failed(error.format_message(), UserError.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted", INTERRUPTED, as_json)
+    except BrokenPipeError:  # whoever read our output has gone: nothing more can be said, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NestedError.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        said = [f"unexpected {type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+        return _failed("; ".join(said), NestedError.exit_code, as_json)
 
 
-def _failed(message: str, code: int, as_json: bool, fields: dict[str, Any]) -> int:
-    print(f"nested: {message}", file=sys.stderr)
+def _failed(message: str, code: int, as_json: bool, fields: Mapping[str, Any] | None = None) -> int:
+    line = " ".join(message.split())
+    print(f"nested: {line}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "key": None, "seen": None, "allowed": None, **fields}, default=str))
+        emit(**{"error": line, "key": None, "seen": None, "allowed": None, **(fields or {})})
     return code
 
 

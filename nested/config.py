@@ -152,7 +152,10 @@ Plain = ("seed", "seeds", "label", "runs")
 
 
 def conf_dirs(config_dir: str | Path | None = None) -> list[Path]:
-    """Where choices are looked for: the user's directory, then ours (in a wheel, or in the checkout)."""
+    """Where choices are looked for: the user's directory and ours (in a wheel, or in the checkout).
+
+    Raises UserError when the user's does not exist, or has a choice with the name of one of ours.
+    """
     here = Path(__file__).resolve().parent
     ours = next(p for p in (here / "conf", here.parent / "conf") if p.is_dir())
     if config_dir is None:
@@ -160,6 +163,10 @@ def conf_dirs(config_dir: str | Path | None = None) -> list[Path]:
     user = Path(config_dir).resolve()
     if not user.is_dir():
         raise UserError(f"no such directory: {user}", key="--config-dir", seen=str(config_dir))
+    for file in user.glob("*/*.yaml"):
+        if user != ours and (ours / file.relative_to(user)).is_file():
+            text = f"{file} has the name of one of ours; give it another, so that a name always means one thing"
+            raise UserError(text, key="--config-dir", seen=str(file.relative_to(user)))
     return [user, ours]
 
 

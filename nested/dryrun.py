@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +17,7 @@ from nested import cost, run
 from nested.config import Config
 from nested.learner import Learner
 from nested.levels import Level, assign, check_ticks, due, ticks
-from nested.loop import Loop, order
-from nested.rundir import SeedDir
+from nested.loop import Plan, order
 from nested.streams.stream import Experience, Stream
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ def dry_run(config: Config) -> DryRun:
         torch.set_num_threads(t.threads)
     learner = run.prepare(config, seed)
     stream = learner.stream
-    plan = Loop(learner, config, SeedDir(Path(config.runs) / "dry-run"), seed)  # asked for its steps only, never run
+    plan = Plan(learner, config.trainer)
     stream_levels = learner.optimizer.levels
     check_ticks(stream_levels, plan.total_steps, t.allow_idle)
     first = plan.curriculum[0].train
@@ -112,7 +110,7 @@ def _described(e: Experience) -> dict[str, Any]:
     return {"index": e.index, "name": e.name, "task": e.task, "classes": list(e.classes), **sizes}
 
 
-def _rehearse(config: Config, seed: int, stream: Stream, plan: Loop) -> tuple[float, float, int]:
+def _rehearse(config: Config, seed: int, stream: Stream, plan: Plan) -> tuple[float, float, int]:
     """One step and one evaluation per experience, on a batch of each: (seconds a step, seconds a sample, views)."""
     thin = replace(stream, experiences=tuple(_thin(e, config, seed) for e in stream.experiences))
     learner = run.prepare(config, seed, thin)
@@ -193,7 +191,7 @@ def timeline(level: Level, steps: int) -> str:
     return "".join("█" if due(level, t) else "·" for t in range(1, min(steps, TIMELINE) + 1))
 
 
-def fits(levels: list[Level], plan: Loop, flush: bool) -> list[dict[str, Any]]:
+def fits(levels: list[Level], plan: Plan, flush: bool) -> list[dict[str, Any]]:
     """Steps and updates per level of each fit."""
     steps = [plan.steps_of(e) for e in plan.curriculum]
     ends = list(accumulate(steps))
@@ -227,7 +225,7 @@ def _levels(learner: Learner, planned: list[dict[str, Any]]) -> list[dict[str, A
     ]
 
 
-def evaluated(config: Config, stream: Stream, plan: Loop, levels: list[Level], views: int) -> int:
+def evaluated(config: Config, stream: Stream, plan: Plan, levels: list[Level], views: int) -> int:
     """Samples that the run evaluates: every part in every row for each set of weights, and the anytime matrix."""
     options, steps = config.evaluate, plan.total_steps
     rows = (len(plan.curriculum) + 1) * views * sum(_held(stream, part) for part in options.parts)

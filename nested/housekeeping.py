@@ -115,8 +115,9 @@ def _reason_to_keep(path: Path) -> str | None:
 def _removable(path: Path) -> Iterator[Removal]:
     for file in sorted(_files(path)):
         if file.parent.name == "checkpoints" and re.fullmatch(r"\d+\.pt", file.name):
-            if _status(file.parent.parent / "summary.json") == "done":
-                yield Removal(str(file), file.lstat().st_size, "checkpoint of a finished seed")
+            last = max(file.parent.glob("[0-9]*.pt"))  # it holds the final weights: a result
+            if file != last and _status(file.parent.parent / "summary.json") == "done":
+                yield Removal(str(file), file.lstat().st_size, "an older checkpoint of a finished seed")
         elif (found := TEMPORARY.fullmatch(file.name)) and not psutil.pid_exists(int(found[1])):
             yield Removal(str(file), file.lstat().st_size, "left by a process that was killed")
 

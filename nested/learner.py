@@ -63,6 +63,7 @@ class Learner(L.LightningModule):
         self.after_block: Callable[[], None] = lambda: None
         self.watch: Callable[[str], None] | None = None  # told "before:LEVEL", "after:LEVEL" and "step"
         self.curriculum = method.experiences(stream)
+        method.attach(self)
         self._masks = _Masks(stream, self.curriculum, mask, self.where)
 
     @property

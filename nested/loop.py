@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nested.config import Config
+from nested.config import Config, Trainer
 from nested.learner import Cursor, Learner, Rows
 from nested.metrics import ScoreMatrix
 from nested.rundir import SeedDir
@@ -73,6 +73,23 @@ class Blocks:
             yield block
 
 
+class Plan:
+    """How many steps a run will take."""
+
+    def __init__(self, learner: Learner, trainer: Trainer):
+        self.curriculum = learner.curriculum
+        self.batch_size = trainer.batch_size
+        self.epochs = trainer.epochs if learner.method.ordered else trainer.joint_epochs or trainer.epochs
+
+    def steps_of(self, experience: Experience) -> int:
+        """Optimizer steps that one experience takes."""
+        return self.epochs * -(-len(experience.train) // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(self.steps_of(e) for e in self.curriculum)
+
+
 class Loop:
     """One seed, from where its directory stands to the end."""
 
@@ -81,7 +98,8 @@ class Loop:
         self.stream = learner.stream
         self.curriculum = learner.curriculum
         self.n = len(self.stream.experiences)
-        self.joint = len(self.curriculum) != self.n
+        self.joint = not learner.method.ordered
+        self.plan = Plan(learner, config.trainer)
         self.display = display or Display()
         self.parts = list(config.evaluate.parts)
         self.matrices: dict[str, dict[str, ScoreMatrix]] = {}
@@ -94,21 +112,6 @@ class Loop:
         learner.after_block = self._after_block
         if config.evaluate.anytime_steps or config.evaluate.anytime_ticks:
             learner.watch = self._watch
-
-    # -- plan ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def epochs(self) -> int:
-        t = self.config.trainer
-        return (t.joint_epochs or t.epochs) if self.joint else t.epochs
-
-    def steps_of(self, experience: Experience) -> int:
-        """Optimizer steps that one experience takes."""
-        return self.epochs * -(-len(experience.train) // self.config.trainer.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return sum(self.steps_of(e) for e in self.curriculum)
 
     # -- the story ----------------------------------------------------------------------------------------------------
 
@@ -134,13 +137,13 @@ class Loop:
         learner, cursor = self.learner, self.learner.cursor
         learner.examples = experience.train
         if not cursor.inside:
-            learner.optimizer.start_experience(self.steps_of(experience), self.total_steps)
+            learner.optimizer.start_experience(self.plan.steps_of(experience), self.plan.total_steps)
             learner.method.before_experience(learner, experience)
             cursor.inside = True
-        self.display.experience(cursor.experience, len(self.curriculum), experience.name, self.steps_of(experience))
+        self.display.experience(cursor.experience, len(self.curriculum))
         blocks = Blocks(
-            len(experience.train), self.epochs, self.config.trainer.batch_size, self.config.trainer.batches_per_block,
-            self.seed, experience.index, cursor,
+            len(experience.train), self.plan.epochs, self.config.trainer.batch_size,
+            self.config.trainer.batches_per_block, self.seed, experience.index, cursor,
         )  # fmt: skip
         self._switch("train")
         if len(blocks):
@@ -307,7 +310,7 @@ class Loop:
 class Display:
     """What a user sees while a run goes on; this one shows nothing."""
 
-    def experience(self, index: int, total: int, name: str, steps: int) -> None: ...
+    def experience(self, index: int, total: int) -> None: ...
 
     def step(self, learner: Learner) -> None: ...
 

@@ -36,7 +36,7 @@ class Bar(Display):
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def experience(self, index: int, total: int, name: str, steps: int) -> None:
+    def experience(self, index: int, total: int) -> None:
         self.progress.update(self.task, description=self._escaped(f"{self.title} · experience {index + 1}/{total}"))
 
     def step(self, learner: Learner) -> None:

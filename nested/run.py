@@ -21,7 +21,7 @@ from nested.environment import difference, environment
 from nested.errors import Diverged, UserError
 from nested.learner import Learner
 from nested.levels import check_ticks, from_config
-from nested.loop import Display, Loop, Stopped
+from nested.loop import Display, Loop, Plan, Stopped
 from nested.optim.leveled import leveled
 from nested.result import METRICS, Result
 from nested.rundir import SeedDir
@@ -43,6 +43,8 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
 
     check(config)
     tracking.check(config.tracking, config.runs)
+    if path is None:
+        rehearse(config)
     made = path or rundir.create(
         config.runs, config.choices.get("stream", "stream"), rundir.as_stored(config.to_dict())
     )
@@ -83,6 +85,22 @@ def check(config: Config) -> None:
             raise UserError(text, key=f"levels.{name}.chunk_tokens", seen=level.chunk_tokens)
 
 
+def rehearse(config: Config) -> None:
+    """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
+    learner = prepare(config, config.seed_list()[0])
+    check_ticks(learner.optimizer.levels, Plan(learner, config.trainer).total_steps, config.trainer.allow_idle)
+    examples = learner.stream.experiences[0].train
+    x, _, _ = learner.fetch(examples, torch.arange(min(2, len(examples))))
+    learner.model.eval()
+    with torch.no_grad():
+        out = learner.model(x)
+    wanted = (len(x), learner.stream.n_outputs)
+    seen = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if seen != wanted:
+        text = f"its output for {tuple(x.shape)} is {seen}; (batch, n_outputs) = {wanted} is needed"
+        raise UserError(text, key="model._target_", seen=seen, allowed=wanted)
+
+
 def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
     """Seed everything, then build stream, model, levels and method. Raises UserError."""
     t = config.trainer
@@ -110,7 +128,6 @@ def one_seed(config: Config, seed: int, path: Path, result: Result, say: Say, st
     learner = prepare(config, seed, stream)
     directory = SeedDir.open(path, rundir.as_stored(replace(config, seed=seed, seeds=None).to_dict()))
     loop = Loop(learner, config, directory, seed)
-    check_ticks(learner.optimizer.levels, loop.total_steps, config.trainer.allow_idle)
     for sentence in [*_environment(directory), *loop.restore()]:
         say(sentence)
     _describe(directory, config, result.run_id, seed, learner.stream)
@@ -241,4 +258,4 @@ def _display(config: Config, seed: int, loop: Loop) -> AbstractContextManager[Di
         return nullcontext(Display())
     from nested.progress import Bar
 
-    return Bar(f"seed {seed}" if len(config.seed_list()) > 1 else config.name(), loop.total_steps)
+    return Bar(f"seed {seed}" if len(config.seed_list()) > 1 else config.name(), loop.plan.total_steps)

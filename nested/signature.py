@@ -76,14 +76,15 @@ def locate(target: str, key: str) -> Callable[..., Any]:
 
 def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
     """Every keyword that a config may give to `function`; context arguments (data, shapes, parameters) are left out."""
+    parameters = inspect.signature(function).parameters
     owner = function.__init__ if inspect.isclass(function) else function
     try:
         hints = typing.get_type_hints(owner, include_extras=True)
     except (NameError, TypeError):  # annotations that only a type checker can resolve: names are still checked
         hints = {}
-    given = frozenset() if is_dataclass(function) else Context  # a section of our own has keys only
+    given: frozenset[str] = frozenset() if is_dataclass(function) else Context  # a section of our own has keys only
     found = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in parameters.items():
         if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         required = parameter.default is inspect.Parameter.empty

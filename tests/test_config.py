@@ -102,6 +102,9 @@ def test_a_users_directory_adds_choices(tmp_path: Path) -> None:
     assert (config.choices["method"], config.seed) == ("mine", 7)
     with pytest.raises(UserError, match="no such directory"):
         compose([], tmp_path / "nowhere")
+    (tmp_path / "method" / "replay.yaml").write_text("_target_: nested.methods.naive.Naive\n")
+    with pytest.raises(UserError, match="has the name of one of ours"):
+        compose([], tmp_path)
 
 
 LAZY = {

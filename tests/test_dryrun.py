@@ -65,8 +65,8 @@ def test_the_timeline_marks_every_tick(found: DryRun):
 
 @pytest.mark.parametrize("border, method", [("carry", "replay"), ("flush", "naive"), ("drop", "ema")])
 def test_it_foretells_what_the_run_does(tmp_path: Path, border: str, method: str, monkeypatch: pytest.MonkeyPatch):
-    asked = config(tmp_path, *LEVELS, f"trainer.at_border={border}", f"method={method}", "trainer.epochs=1", "trainer.allow_idle=true",
-                   "evaluate.anytime_steps=10", "evaluate.anytime_ticks=true")  # fmt: skip
+    short = ["trainer.epochs=1", "trainer.allow_idle=true", f"trainer.at_border={border}", f"method={method}"]
+    asked = config(tmp_path, *LEVELS, *short, "evaluate.anytime_steps=10", "evaluate.anytime_ticks=true")
     told = dry_run(asked)
     evaluated = []
     real = Learner.evaluate

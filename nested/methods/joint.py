@@ -9,6 +9,8 @@ from nested.streams.stream import Examples, Experience, Stream
 class Joint(Method):
     """Train once on the examples of all experiences together: what a learner with no memory limit reaches."""
 
+    ordered = False
+
     def experiences(self, stream: Stream) -> list[Experience]:
         every = stream.experiences
         parts = {p: Examples.concat([getattr(e, p) for e in every]) for p in ("train", "validation", "test")}

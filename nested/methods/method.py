@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Method:
     """Change nothing: the default of every hook (subclass it and override what the method does)."""
 
+    ordered = True  # False where everything is learned at once: every row of the matrix is then its one row
+
     def experiences(self, stream: Stream) -> list[Experience]:
         """What is trained on, in order; the matrix keeps one row per experience of the stream itself."""
         return list(stream.experiences)

@@ -6,6 +6,7 @@ cleared at every step) and hands their mean or sum to its rule at every `period`
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -140,7 +141,9 @@ class Leveled(torch.optim.Optimizer):
             for p, held in zip(params, self.gathered[level.name], strict=True):
                 p.grad = held
             if level.gather == "mean" and self.count[level.name] > 1:
-                torch._foreach_div_([p.grad for p in params if p.grad is not None], float(self.count[level.name]))
+                for p in params:
+                    if p.grad is not None:
+                        p.grad.div_(self.count[level.name])
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(params, self.clip_norm)
         self._set_rate(level)
@@ -179,7 +182,7 @@ class Leveled(torch.optim.Optimizer):
         self.updates, self.count = dict(state_dict["updates"]), dict(state_dict["count"])
         self.gathered = {n: [None if t is None else t.clone() for t in g] for n, g in state_dict["gathered"].items()}
         for name, rule in self.rules.items():
-            rule.load_state_dict(state_dict["rules"][name])
+            rule.load_state_dict(copy.deepcopy(state_dict["rules"][name]))  # torch would share its tensors
         self.param_groups = [g for rule in self.rules.values() for g in rule.param_groups]
 
 

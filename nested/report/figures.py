@@ -187,10 +187,9 @@ def level_bars(runs: Sequence[tuple[str, int, Sequence[Bar]]]) -> Any:
     both = figure.subplots(1, 2, sharey=True)
     row, ticks, names = 0, [], []
     for label, slot, levels in runs:
-        note = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5, "fontweight": "bold"}
-        both[0].annotate(
-            shorten(label, 56), (0, row), xycoords=("axes fraction", "data"), annotation_clip=False, **note
-        )
+        place = {"xytext": (2, 0), "textcoords": "offset points", "xycoords": ("axes fraction", "data"), "va": "center"}
+        heading = both[0].annotate(shorten(label, 56), (0, row), fontsize=8.5, fontweight="bold", **place)
+        heading.set_in_layout(False)  # it may run over both panels
         for k, bar in enumerate(levels, row + 1):
             _bar(both[0], k, bar.parameters, slot)
             _bar(both[1], k, bar.updates, slot)
