@@ -84,7 +84,7 @@ def one(arm: Arm, scenario: str, rate: float, seeds: list[int], extra: list[str]
 
 
 def tune() -> None:
-    """Choose each arm's rate in each scenario by validation ACC; kept, with all that was tried, in demo_rates.json."""
+    """Choose each arm's rate in each scenario on validation data; kept, with all that was tried, in demo_rates.json."""
     import tempfile
 
     rates: dict[str, dict[str, Any]] = {}
@@ -95,11 +95,18 @@ def tune() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     quiet = ["tracking=off", f"runs={folder}", "evaluate.parts=[validation]"]
                     result = one(arm, scenario, rate, TUNING_SEEDS, quiet)
-                tried[rate] = result.mean["acc"] if result.status == "done" else None
-            best = max((r for r in tried if tried[r] is not None), key=lambda r: tried[r] or 0.0)
-            rates.setdefault(scenario, {})[arm.label.strip()] = {"rate": best, "validation_acc": tried}
+                if result.status == "done":
+                    tried[rate] = {name: result.mean[name] for name in ("acc", "learning_acc")}
+            best = choose(tried)
+            rates.setdefault(scenario, {})[arm.label.strip()] = {"rate": best, "tried": tried}
             print(f"{scenario:7} {arm.label.strip():38} {best:g}   {tried}", flush=True)
     RATES.write_text(json.dumps({"seeds": TUNING_SEEDS, "chosen": rates}, indent=1) + "\n")
+
+
+def choose(tried: dict[float, dict[str, Any]]) -> float:
+    """The rate of the highest ACC; among those within 0.02 of it, where ACC says nothing, the one that learns best."""
+    top = max(t["acc"] for t in tried.values())
+    return max((r for r, t in tried.items() if t["acc"] >= top - 0.02), key=lambda r: tried[r]["learning_acc"])
 
 
 def difference(a: Result, b: Result, metric: str) -> str:

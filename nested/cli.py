@@ -106,11 +106,9 @@ def _conclude(result: Any, as_json: bool) -> None:
         show(f"{result.path}\npage: {result.path / 'report.html'}")
     for problem in result.problems:
         say(problem)
-    if result.status == "interrupted":
-        say(f"interrupted; continue with: nested resume {result.run_id}")
-    codes = {"done": 0, "diverged": Diverged.exit_code, "interrupted": INTERRUPTED}
-    code = codes[result.status] or (INCOMPLETE_TRACKING if result.unsent else 0)
-    raise typer.Exit(code)
+    if result.status == "diverged":
+        raise typer.Exit(Diverged.exit_code)
+    raise typer.Exit(INCOMPLETE_TRACKING if result.unsent else 0)
 
 
 @app.command("list")
@@ -194,7 +192,11 @@ def _pages(names: list[str], runs: str, out: str | None, as_json: bool) -> None:
     paths = [rundir.find(n, runs) for n in names]
     loaded = [report.load(p) for p in paths]
     target = Path(out) if out else (paths[0] / "report.html" if len(paths) == 1 else Path("compare.html"))
-    page = report.page(loaded, target)
+    try:
+        page = report.page(loaded, target)
+    except OSError as error:
+        text = f"cannot write {target}: {error.strerror}; choose another file"
+        raise UserError(text, key="--out", seen=str(target)) from None
     if as_json:
         emit(page=str(page), runs=[p.name for p in paths])
         return
@@ -333,8 +335,8 @@ def guarded(act: Callable[[], Any], as_json: bool) -> int:
         return _failed(str(error), error.exit_code, as_json, fields)
     except typer.TyperException as error:  # an unknown verb or option, a missing argument
         return _failed(error.format_message(), UserError.exit_code, as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted", INTERRUPTED, as_json)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        return _failed(str(stop) or "interrupted", INTERRUPTED, as_json)
     except BrokenPipeError:  # whoever read our output has gone: nothing more can be said, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NestedError.exit_code

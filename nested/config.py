@@ -17,6 +17,7 @@ from nested.signature import Bound, build, checked, locate
 __all__ = ["Bound", "Config", "build", "compose", "conf_dirs", "flatten", "from_dict"]
 
 Positive = Annotated[int, Bound(ge=1)]
+Seed = Annotated[int, Bound(ge=0, lt=2**63)]  # what torch takes
 Components = ("stream", "model", "optim", "method")
 Groups = (*Components, "levels", "trainer", "tracking", "recipe")
 
@@ -120,8 +121,8 @@ class Config:
     head: Head = field(default_factory=Head)
     data: Data = field(default_factory=Data)
     tracking: Tracking = field(default_factory=Tracking)
-    seed: Annotated[int, Bound(ge=0)] = 0
-    seeds: Annotated[int, Bound(ge=1)] | list[int] | None = None  # a number n: seeds 0 to n-1; a list: exactly those
+    seed: Seed = 0
+    seeds: Positive | list[Seed] | None = None  # a number n: seeds 0 to n-1; a list: exactly those
     label: str | None = None  # how pages call the run
     runs: str = "runs"  # directory of run directories
     choices: dict[str, str] = field(default_factory=dict)  # group -> choice, for labels and grouping
@@ -237,10 +238,21 @@ def _check_keys(raw: dict[str, Any], values: Mapping[str, Any]) -> None:
     for path in values:
         head, *rest = path.split(".")
         if head not in raw and head not in Plain and head not in Sections:
-            raise unknown("key", path, [*flatten(raw), *Groups, *Plain])
+            raise unknown("key", path, {*flatten(raw), *Groups, *Plain})
         if rest and not _exists(raw.get(head, {}), rest, head):
-            near = [f"{head}.{k}" for k in _keys(raw.get(head, {}), head)]
+            where, section = _innermost(raw, path)
+            near = [f"{where}.{k}" for k in _keys(section, where)] if where else []
             raise unknown("key", path, near or list(flatten(raw)))
+
+
+def _innermost(raw: Mapping[str, Any], path: str) -> tuple[str, Mapping[str, Any]]:
+    """The last section on the way to `path`, with its own path."""
+    where, section = [], raw
+    for name in path.split("."):
+        if not isinstance(section.get(name), Mapping):
+            break
+        where, section = [*where, name], section[name]
+    return ".".join(where), section
 
 
 def _keys(section: Any, where: str) -> list[str]:
@@ -251,7 +263,7 @@ def _keys(section: Any, where: str) -> list[str]:
     own = [k for k in flatten(section) if k != "_target_" and not k.endswith("._target_")]
     if where in Sections:
         own += [f.name for f in fields(Sections[where])]
-    elif where.startswith("levels."):
+    elif where.startswith("levels.") and where.count(".") == 1:
         own += [f.name for f in fields(LevelConfig)]
     elif where == "levels":
         own += [f"{level}.{f.name}" for level in section for f in fields(LevelConfig)]
@@ -311,7 +323,11 @@ def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     from nested.signature import arguments, value_of
 
     known = arguments(Config)
-    return {n: value_of(v, known[n].annotation, n) for n, v in values.items()}
+    plain = {n: value_of(v, known[n].annotation, n) for n, v in values.items()}
+    seeds = plain.get("seeds")
+    if isinstance(seeds, list) and len(set(seeds)) != max(1, len(seeds)):
+        raise UserError("one or more seeds are needed, all different", key="seeds", seen=seeds)
+    return plain
 
 
 def _level(name: str, section: Any) -> LevelConfig:

@@ -29,6 +29,13 @@ class Diverged(NestedError):
     exit_code = 3
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a run (exit code 130); everything is saved. A loop over runs stops as at any Ctrl-C."""
+
+    def __init__(self, run_id: str):
+        super().__init__(f"interrupted, everything is saved; continue with: nested resume {run_id}")
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"`, or nothing where no allowed word is near."""
     spelled = {a.lower(): a for a in allowed}

@@ -20,14 +20,14 @@ class Bar(Display):
         self.console = console or Console(stderr=True)
         self.title, self.last = title, 0.0
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a label may hold brackets
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task = self.progress.add_task(self._escaped(title), total=total_steps)
+        self.task = self.progress.add_task(title, total=total_steps)
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -37,7 +37,7 @@ class Bar(Display):
         self.progress.stop()
 
     def experience(self, index: int, total: int) -> None:
-        self.progress.update(self.task, description=self._escaped(f"{self.title} · experience {index + 1}/{total}"))
+        self.progress.update(self.task, description=f"{self.title} · experience {index + 1}/{total}")
 
     def step(self, learner: Learner) -> None:
         if not self.progress.disable and time.monotonic() - self.last > REFRESH_SECONDS:
@@ -51,8 +51,4 @@ class Bar(Display):
         text = f"{self.title} · {what}: {part} mean {mean:.3f}" + (
             f", over those seen {seen:.3f}" if seen is not None else ""
         )
-        self.console.print(self._escaped(text), highlight=False)
-
-    @staticmethod
-    def _escaped(text: str) -> str:
-        return text.replace("[", r"\[")
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

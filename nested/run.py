@@ -18,7 +18,7 @@ from nested import result as conclusion
 from nested import rundir
 from nested.config import Config, build, flatten, from_dict
 from nested.environment import difference, environment
-from nested.errors import Diverged, UserError
+from nested.errors import Diverged, Interrupted, UserError
 from nested.learner import Learner
 from nested.levels import check_ticks, from_config
 from nested.loop import Display, Loop, Plan, Stopped
@@ -37,11 +37,13 @@ def silent(_: str) -> None:
 def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
     """Train and evaluate every seed of `config`, in a new run directory or, to continue, in the one at `path`.
 
-    Raises UserError before anything is trained; a seed that diverges, or an interruption, ends in `Result.status`.
+    Raises UserError before anything is trained, Interrupted when the user stops it; a seed that diverges ends in
+    `Result.status`.
     """
     from nested import tracking
 
     check(config)
+    rundir.check_writable(config.runs)
     tracking.check(config.tracking, config.runs)
     if path is None:
         rehearse(config)
@@ -49,7 +51,7 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
         config.runs, config.choices.get("stream", "stream"), rundir.as_stored(config.to_dict())
     )
     result = Result(made.name, made)
-    with rundir.locked(made):
+    with rundir.locked(made), _noted(made):
         with tracking.sender(made, config.tracking) as sender:
             for seed in config.seed_list():
                 status = one_seed(config, seed, made / f"seed-{seed}", result, say)
@@ -60,6 +62,8 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
         if sender.problem:
             result.unsent = True
             result.problems.append(sender.problem)
+    if result.status == "interrupted":
+        raise Interrupted(result.run_id)
     return result
 
 
@@ -231,6 +235,16 @@ def _describe(directory: SeedDir, config: Config, run_id: str, seed: int, stream
             "dataset", experience=e.index, name=f"{stream.name} {e.name}", digest=stream.digest,
             n_train=len(e.train), n_validation=len(e.validation), n_test=len(e.test), classes=list(e.classes),
         )  # fmt: skip
+
+
+@contextmanager
+def _noted(path: Path) -> Iterator[None]:
+    """Add to any error where the results lie."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"what was recorded is in {path}; to go on: nested resume {path.name}")
+        raise
 
 
 @contextmanager

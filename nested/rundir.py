@@ -30,7 +30,7 @@ def said(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT):
             raise UserError(
                 f"cannot write in {path}: {error.strerror}; choose another directory with runs=...",
                 key="runs",
@@ -66,6 +66,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def check_writable(runs: str | Path) -> None:
+    """Make the directory of run directories, if it is not there. Raises UserError where nothing can be written."""
+    root = Path(runs).expanduser().resolve()
+    with said(root):
+        if root.exists() and not root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def create(runs: str | Path, name: str, config: Mapping[str, Any]) -> Path:
     """A new run directory, its id made of the time, the stream's name and four random letters. Raises UserError."""
     root = Path(runs).expanduser().resolve()
@@ -80,8 +91,8 @@ def create(runs: str | Path, name: str, config: Mapping[str, Any]) -> Path:
 def _found(path: Path, config: Mapping[str, Any]) -> None:
     from omegaconf import OmegaConf
 
-    write_atomic(path / "FORMAT", f"{FORMAT}\n".encode())
     write_atomic(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
+    write_atomic(path / "FORMAT", f"{FORMAT}\n".encode())  # last: whatever has it is whole
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, Union
 
 from nested.errors import UserError, unknown
@@ -100,6 +102,8 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 def checked(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """`values`, each coerced to its declared type. Raises UserError for an unknown or missing key, type or bound."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{values!r} is not allowed; its keys are given one by one", key=where, seen=values)
     known = arguments(function)
     result = {}
     for name, value in values.items():
@@ -125,8 +129,11 @@ def value_of(value: Any, annotation: Any, key: str) -> Any:
         allowed = spell(annotation)
         hint = ""
         words = [str(w) for w in _words(annotation)]
-        if isinstance(value, str) and (near := difflib.get_close_matches(value, words, 1)):
+        near = difflib.get_close_matches(value, words, 1) if isinstance(value, str) else []
+        if near and near[0] != value:
             hint = f" (did you mean {near[0]!r}?)"
+        elif isinstance(value, float) and not math.isfinite(value):
+            hint = " (it must be finite)"
         raise UserError(f"{value!r} is not allowed{hint}; allowed: {allowed}", key=key, seen=value, allowed=allowed)
     return result
 
@@ -149,8 +156,10 @@ def _coerce(value: Any, annotation: Any, key: str) -> tuple[bool, Any]:
     if origin in (list, tuple):
         if isinstance(value, str) or not isinstance(value, list | tuple):
             return False, value
-        item = inner[0] if inner else Any
-        return True, origin(value_of(v, item, f"{key}[{i}]") for i, v in enumerate(value))
+        items = inner if _fixed(annotation) else (inner[0] if inner else Any,) * len(value)
+        if len(items) != len(value):
+            return False, value
+        return True, origin(value_of(v, a, f"{key}[{i}]") for i, (v, a) in enumerate(zip(value, items, strict=True)))
     return _plain(value, annotation)
 
 
@@ -162,13 +171,20 @@ def _plain(value: Any, annotation: Any) -> tuple[bool, Any]:
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     if annotation is float:
-        accepted = isinstance(value, int | float) and not isinstance(value, bool)
+        accepted = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return accepted, float(value) if accepted else value
-    if annotation is str:
-        return isinstance(value, str), value
-    if inspect.isclass(annotation) and annotation.__module__.startswith("torch"):
-        return False, value  # `float | Tensor`: a config can only give the number
-    return True, value
+    if annotation is Path:
+        return isinstance(value, str), Path(value) if isinstance(value, str) else value
+    kind = typing.get_origin(annotation) or annotation
+    if annotation is Any or not inspect.isclass(kind) or getattr(kind, "_is_protocol", False):
+        return True, value  # nothing that could be asked of a plain value
+    return isinstance(value, kind), value
+
+
+def _fixed(annotation: Any) -> bool:
+    """Whether it is a tuple of a given length, such as `tuple[float, float]`."""
+    inner = typing.get_args(annotation)
+    return typing.get_origin(annotation) is tuple and bool(inner) and inner[-1] is not Ellipsis
 
 
 def _words(annotation: Any) -> list[Any]:
@@ -186,6 +202,8 @@ def spell(annotation: Any) -> str:
         return " | ".join(str(w) for w in inner)
     if origin in (Union, types.UnionType):
         return " or ".join(s for s in (spell(a) for a in inner) if s != "Tensor")
+    if _fixed(annotation):
+        return f"[{', '.join(spell(a) for a in inner)}]"
     if origin in (list, tuple):
         return f"list of {spell(inner[0]) if inner else 'any'}"
     if annotation is type(None):
@@ -207,7 +225,11 @@ def build(section: Mapping[str, Any], where: str, **context: Any) -> Any:
     for name, value in context.items():
         if takes(function, name) and values.get(name) is None:
             values[name] = value
-    return function(**values)
+    try:
+        return function(**values)
+    except ValueError as error:  # how a constructor refuses an argument, torch's optimizers for example
+        text = f"{section['_target_']} refuses these values: {error}"
+        raise UserError(text, key=where, seen=dict(section)) from error
 
 
 def summary(function: Callable[..., Any]) -> str:

@@ -91,6 +91,8 @@ def forgetting_against_learning(points: Sequence[Point], measure: str, lower: bo
     axes.set_xlabel(f"learning {measure}  ({'lower' if lower else 'higher'} is better)")
     axes.set_ylabel("forgetting  (lower is better)")
     axes.margins(0.12)
+    if not lower:
+        axes.set_xlim(_of_accuracies(axes.get_xlim()))
     axes.annotate(
         "better ↙" if lower else "better ↘", (0.015 if lower else 0.985, 0.02), xycoords="axes fraction",
         ha="left" if lower else "right", color=MUTED, fontsize=9,
@@ -125,7 +127,7 @@ def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Li
     if limits:
         axes.set_ylim(*limits)
     elif not lower:
-        axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))  # an interval may pass 1, an accuracy does not
+        axes.set_ylim(_of_accuracies(axes.get_ylim()))
     _legend(figure, handles, [s.label + AT_ONCE * s.level for s in series], size[0])
     return figure
 
@@ -174,6 +176,7 @@ def anytime(
     axes.set_title(wrapped(title, 48))
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(f"mean {measure} so far")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}" if value >= low - 1e-9 else "")  # not at the marks
     return figure
 
 
@@ -220,6 +223,11 @@ def short_count(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:g}"
+
+
+def _of_accuracies(limits: Limits) -> Limits:
+    """The part where accuracies can lie: an interval may pass 0 or 1, they do not."""
+    return max(limits[0], -0.02), min(limits[1], 1.02)
 
 
 def _locator(bins: int) -> Any:

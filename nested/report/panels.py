@@ -6,7 +6,6 @@ Shapes: S seeds, n experiences, matrices (S, n + 1, n).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,15 @@ from nested.report.records import Array, Run, number
 from nested.report.wording import slug
 
 BARS = 48  # more levels than this are in the table alone
-Draw = Callable[[str, Any, str], "Panel"]
+Draw = Callable[[str, Any, str], str]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One figure: its SVG element, and the name of its PNG."""
+def draw(group: Group, folder: Path, key: str) -> dict[str, list[str]]:
+    """The SVG elements of a group's figures by kind; PNGs go to `folder`. `key` keeps the names of groups apart."""
 
-    svg: str
-    file: str
-
-
-def draw(group: Group, folder: Path, key: str) -> dict[str, list[Panel]]:
-    """Every figure of a group by kind, PNGs written to `folder`; `key` keeps ids and file names of groups apart."""
-
-    def panel(name: str, figure: Any, description: str) -> Panel:
-        file = f"{key}{name}.png"
-        save_png(figure, folder / file)
-        return Panel(inline_svg(figure, f"{key}{name}", description), file)
+    def panel(name: str, figure: Any, description: str) -> str:
+        save_png(figure, folder / f"{key}{name}.png")
+        return inline_svg(figure, f"{key}{name}", description)
 
     return {
         "forgetting": list(_forgetting(group, panel)),
@@ -57,7 +47,7 @@ def _drawable(group: Group) -> Iterator[tuple[Run, int, str, Array, str]]:
             yield run, slot, label, run.matrices, f"{k + 1}-{slug(label)}"
 
 
-def _forgetting(group: Group, panel: Draw) -> Iterator[Panel]:
+def _forgetting(group: Group, panel: Draw) -> Iterator[str]:
     points = []
     for run, slot, label in group.members:
         x, y = run.mean.get("learning_acc"), run.mean.get("forgetting")
@@ -72,7 +62,7 @@ def _forgetting(group: Group, panel: Draw) -> Iterator[Panel]:
         yield panel("forgetting", figure, f"Forgetting against learning {group.measure}, {group.title}")
 
 
-def _matrices(group: Group, panel: Draw) -> Iterator[Panel]:
+def _matrices(group: Group, panel: Draw) -> Iterator[str]:
     limits = _limits(group, below=True)
     for run, _, label, matrices, name in _drawable(group):
         columns = run.experiences if run.n <= CELLS else ()
@@ -81,7 +71,7 @@ def _matrices(group: Group, panel: Draw) -> Iterator[Panel]:
         yield panel(f"matrix-{name}", figure, f"Matrix of {label}, mean of {len(matrices)} seed(s)")
 
 
-def _experiences(group: Group, panel: Draw) -> Iterator[Panel]:
+def _experiences(group: Group, panel: Draw) -> Iterator[str]:
     limits = _limits(group)
     for run, _, label, matrices, name in _drawable(group):
         if 1 < run.n <= LINES and not run.single_fit:
@@ -89,7 +79,7 @@ def _experiences(group: Group, panel: Draw) -> Iterator[Panel]:
             yield panel(f"experiences-{name}", figure, f"{group.measure} per experience over the stream, {label}")
 
 
-def _stream(group: Group, panel: Draw) -> Iterator[Panel]:
+def _stream(group: Group, panel: Draw) -> Iterator[str]:
     n = group.first.n
     if n < 2:
         return
@@ -141,7 +131,7 @@ def half_width(values: Array) -> Array | None:
     return stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / np.sqrt(len(values))
 
 
-def _anytime(group: Group, panel: Draw) -> Iterator[Panel]:
+def _anytime(group: Group, panel: Draw) -> Iterator[str]:
     for run, slot, label, _, name in _drawable(group):
         tables = [s.anytime for s in run.shown if s.anytime and len(s.anytime.get("step") or []) > 1]
         if not tables or run.single_fit:
@@ -159,7 +149,7 @@ def _anytime(group: Group, panel: Draw) -> Iterator[Panel]:
         yield panel(f"anytime-{name}", figure, f"Anytime {group.measure}, {label}, mean of {len(alike)} seed(s)")
 
 
-def _levels(group: Group, panel: Draw) -> Iterator[Panel]:
+def _levels(group: Group, panel: Draw) -> Iterator[str]:
     runs = [(label, slot, [_bar(level) for level in run.levels]) for run, slot, label in group.members if run.levels]
     if 0 < sum(len(bars) for *_, bars in runs) <= BARS:
         yield panel("levels", figures.level_bars(runs), f"Parameters and updates per level, {group.title}")

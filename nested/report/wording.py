@@ -60,14 +60,14 @@ def seconds(value: float | None, half: float | None = None) -> str:
     return f"{value:,.{digits}f}" + ("" if half is None else f" ± {half:,.{digits}f}")
 
 
-def large(value: float | None, unit: str = "") -> str:
-    """`3.20 G`, with a unit `3.20 GFLOP`."""
+def large(value: float | None) -> str:
+    """`3.2 G`."""
     if value is None:
         return NONE
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:.3g} {letter}{unit}"
-    return f"{value:.3g} {unit}".strip()
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
 
 
 def memory(value: float | None) -> str:

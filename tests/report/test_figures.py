@@ -126,6 +126,14 @@ def test_bars_have_the_lengths_of_their_levels():
     assert texts(figure.axes[0]) == ["run", "100", "50"]
 
 
+def test_axes_of_accuracies_end_at_0_and_1_whatever_the_intervals():
+    series = Series("a", 0, np.arange(2.0), np.array([0.5, 0.6]), np.array([4.0, 4.0]))
+    assert figures.over_stream([series], "x", "y", None, False).axes[0].get_ylim() == (-0.02, 1.02)
+    assert figures.over_stream([series], "x", "y", None, True).axes[0].get_ylim()[1] > 4
+    wide = Point("a", 0, 0.9, 0.3, 2.0, 0.1)
+    assert figures.forgetting_against_learning([wide], "accuracy", False).axes[0].get_xlim() == (-0.02, 1.02)
+
+
 def test_half_width_is_students():
     values = np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
     width = half_width(values)
