@@ -154,7 +154,7 @@ def main() -> int:
         said += conclude(scenario, results)
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(report.table(runs))
-    page = report.page(runs, Path("runs") / "demo.html")
+    page = report.page(runs, Path("runs") / "demo" / "report.html")
     print("\n".join([*said, *broken]))
     print(
         f"\n{time.perf_counter() - begun:.0f} seconds\npage: {page.resolve()}\nall runs in MLflow: .venv/bin/nested ui"

@@ -191,7 +191,11 @@ def _pages(names: list[str], runs: str, out: str | None, as_json: bool) -> None:
 
     paths = [rundir.find(n, runs) for n in names]
     loaded = [report.load(p) for p in paths]
-    target = Path(out) if out else (paths[0] / "report.html" if len(paths) == 1 else Path("compare.html"))
+    target = (
+        Path(out)
+        if out
+        else (paths[0] / "report.html" if len(paths) == 1 else paths[0].parent / "compare" / "report.html")
+    )
     try:
         page = report.page(loaded, target)
     except OSError as error:
@@ -231,12 +235,14 @@ def sync(
     from dataclasses import asdict, replace
 
     from nested import rundir, tracking
-    from nested.config import from_dict
+    from nested.config import Tracking, from_dict
 
     paths = [rundir.find(n, runs) for n in names] if names else rundir.all_runs(runs)
     sent = {}
     for path in paths:
         settings = from_dict(rundir.read_config(path)).tracking
+        patient = max(settings.timeout_seconds, Tracking().timeout_seconds)  # a short wait was for the end of the run
+        settings = replace(settings, timeout_seconds=patient)
         if uri:
             settings = replace(settings, enabled=True, uri=uri)
         if not settings.enabled and not names:

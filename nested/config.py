@@ -171,6 +171,13 @@ def conf_dirs(config_dir: str | Path | None = None) -> list[Path]:
     return [user, ours]
 
 
+def search_path(config_dir: str | Path | None) -> tuple[str, list[str]]:
+    """Our directory, and the override by which Hydra looks in the user's as well, whatever its name is made of."""
+    *user, ours = conf_dirs(config_dir)
+    quoted = [str(p).replace("\\", "\\\\").replace("'", "\\'") for p in user]
+    return str(ours), [f"hydra.searchpath=['file://{q}']" for q in quoted]
+
+
 def options(group: str, config_dir: str | Path | None = None) -> list[str]:
     """The choices of one group, by name."""
     return sorted({f.stem for d in conf_dirs(config_dir) for f in (d / group).glob("*.yaml")})
@@ -217,14 +224,15 @@ def _compose_groups(groups: list[str], config_dir: str | Path | None) -> tuple[d
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    *user, ours = conf_dirs(config_dir)
-    search = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in user)}]"] if user else []
+    ours, search = search_path(config_dir)
     try:
-        with initialize_config_dir(version_base=None, config_dir=str(ours)):
+        with initialize_config_dir(version_base=None, config_dir=ours):
             composed = hydra_compose("config", overrides=[*search, *groups], return_hydra_config=True)
-    except HydraException as error:
-        raise UserError(" ".join(str(error).split())) from None
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:  # a file of the user's
+        raise UserError(f"{', '.join(groups)} cannot be read: {' '.join(str(error).split())}") from None
     chosen = {k: v for k, v in composed.hydra.runtime.choices.items() if k in Groups and v}
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
@@ -313,7 +321,7 @@ def from_dict(raw: Mapping[str, Any], choices: Mapping[str, str] | None = None) 
     components = {n: _component(n, raw.pop(n, None)) for n in Components}
     plain = {n: raw.pop(n) for n in Plain if n in raw}
     if raw:
-        raise unknown("key", next(iter(raw)), [*Groups, *Sections, *Plain])
+        raise unknown("key", next(iter(raw)), {*Groups, *Sections, *Plain})
     config = Config(**components, **sections, levels=levels, choices=choices)
     everything = {f.name: getattr(config, f.name) for f in fields(Config)}
     return Config(**{**everything, **_plain_values(plain)})

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from nested.config import Config, Trainer
 from nested.learner import Cursor, Learner, Rows
-from nested.metrics import ScoreMatrix
 from nested.rundir import SeedDir
+from nested.score_matrix import ScoreMatrix
 from nested.streams.stream import Experience
 
 LOG_EVERY = 50  # optimizer steps between two recorded training losses

@@ -12,38 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics import Metric
 
 Array = NDArray[np.float64]
-
-
-class ScoreMatrix(Metric):
-    """Sums and counts of scores, one cell for each (row, experience); summed over processes.
-
-    Rows are 0 (before training) to n. For accuracy the sum is the number of correct answers, so R is exact.
-    """
-
-    full_state_update = False
-    sums: Tensor
-    counts: Tensor
-
-    def __init__(self, rows: int, columns: int, regression: bool = False):
-        super().__init__()
-        dtype = torch.float64 if regression else torch.int64
-        self.add_state("sums", torch.zeros(rows, columns, dtype=dtype), dist_reduce_fx="sum", persistent=True)
-        self.add_state("counts", torch.zeros(rows, columns, dtype=torch.int64), dist_reduce_fx="sum", persistent=True)
-
-    def update(self, row: int, column: int, total: float, count: int) -> None:
-        """Add `total` (correct answers, or summed loss) over `count` examples to a cell."""
-        self.sums[row, column] += total
-        self.counts[row, column] += count
-
-    def compute(self) -> Tensor:
-        """(rows, columns) float64: sum / count, NaN where nothing was counted."""
-        return self.sums.double() / self.counts.double()
 
 
 def signed(matrix: Array, lower_is_better: bool) -> Array:
@@ -114,17 +85,22 @@ def summarise(r: Array, initial: Array, lower_is_better: bool, joint: bool = Fal
     }
 
 
-def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean over seeds and the half width of its 95 percent interval (Student t); None where it cannot be given."""
-    known = [v for v in values if v is not None]
-    if not known or len(known) < len(values):
-        return None, None
-    mean = float(np.mean(known))
-    if len(known) < 2:
-        return mean, None
-    from scipy.stats import t
+def half_width(values: Array) -> Array | None:
+    """Half the 95 percent interval of the mean over the first axis (seeds), Student t; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtrit
 
-    return mean, float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+    return stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean over seeds and the half width of its 95 percent interval; None where it cannot be given."""
+    known = np.array([v for v in values if v is not None])
+    if not len(known) or len(known) < len(values):
+        return None, None
+    half = half_width(known)
+    return float(known.mean()), None if half is None else float(half)
 
 
 def over_seeds(summaries: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from nested import cost, metrics, rundir
 from nested.config import Config, flatten
 from nested.loop import Loop
+from nested.score_matrix import ScoreMatrix
 
 METRICS = ("acc", "forgetting", "bwt", "fwt", "learning_acc", "gain", "min_acc", "wc_acc", "seconds")
 FILES = ("matrix.json", "matrix.csv", "matrix.png", "config.yaml", "environment.json")
@@ -69,7 +70,7 @@ def summarise(
     }  # fmt: skip
 
 
-def _rows(loop: Loop, main: dict[str, metrics.ScoreMatrix]) -> NDArray[np.float64]:
+def _rows(loop: Loop, main: dict[str, ScoreMatrix]) -> NDArray[np.float64]:
     """(n + 1, n): R0 and R, NaN where nothing was measured; every row of a joint fit is its one row."""
     judged = main.get("test") or main.get("validation")
     if judged is None:

@@ -126,15 +126,15 @@ def value_of(value: Any, annotation: Any, key: str) -> Any:
         return value  # a nested component: checked when it is built
     accepted, result = _coerce(value, annotation, key)
     if not accepted:
-        allowed = spell(annotation)
+        allowed, shown = spell(annotation), repr(value)
         hint = ""
         words = [str(w) for w in _words(annotation)]
         near = difflib.get_close_matches(value, words, 1) if isinstance(value, str) else []
         if near and near[0] != value:
             hint = f" (did you mean {near[0]!r}?)"
         elif isinstance(value, float) and not math.isfinite(value):
-            hint = " (it must be finite)"
-        raise UserError(f"{value!r} is not allowed{hint}; allowed: {allowed}", key=key, seen=value, allowed=allowed)
+            hint, value = " (it must be finite)", str(value)  # as text: JSON has no word for it
+        raise UserError(f"{shown} is not allowed{hint}; allowed: {allowed}", key=key, seen=value, allowed=allowed)
     return result
 
 

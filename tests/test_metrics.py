@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nested import metrics
+from nested.score_matrix import ScoreMatrix
 
 # rows: after experience 0, 1, 2
 R = np.array([[0.9, 0.2, 0.1], [0.5, 0.8, 0.3], [0.6, 0.4, 1.0]])
@@ -80,7 +81,7 @@ def test_interval_is_students_t() -> None:
 
 
 def test_the_matrix_is_exact_and_reduces_by_sums() -> None:
-    one, two = metrics.ScoreMatrix(2, 2), metrics.ScoreMatrix(2, 2)
+    one, two = ScoreMatrix(2, 2), ScoreMatrix(2, 2)
     one.update(1, 0, 3, 4)
     two.update(1, 0, 4, 5)
     assert all(f is not None and f(torch.tensor([[1, 2], [3, 4]])).tolist() == [4, 6] for f in one._reductions.values())
@@ -93,7 +94,7 @@ def test_the_matrix_is_exact_and_reduces_by_sums() -> None:
 
 def _reduce(rank: int, port: int, out: str) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    matrix = metrics.ScoreMatrix(1, 2)
+    matrix = ScoreMatrix(1, 2)
     matrix.update(0, 0, 3 + rank, 5)
     scores = matrix.compute()
     if rank == 0:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nested.metrics import half_width
 from nested.report import figures
 from nested.report.figures import LINES, Bar, Point, Series
 from nested.report.groups import Group
@@ -120,15 +121,6 @@ def _series(values: Array, window: int, style: dict[str, Any]) -> Series:
         values = np.stack([np.convolve(row, kernel, mode="valid") for row in values])
         x = np.convolve(x, kernel, mode="valid")
     return Series(x=x, y=values.mean(0), half=half_width(values), **style)
-
-
-def half_width(values: Array) -> Array | None:
-    """95 percent half width of the mean over seeds (S, ...), Student t; None for one seed."""
-    if len(values) < 2:
-        return None
-    from scipy.special import stdtrit
-
-    return stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / np.sqrt(len(values))
 
 
 def _anytime(group: Group, panel: Draw) -> Iterator[str]:

@@ -1,0 +1,33 @@
+"""The matrix R while it is being measured: sums and counts, in a metric that reduces over processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ScoreMatrix(Metric):
+    """Sums and counts of scores, one cell for each (row, experience); summed over processes.
+
+    Rows are 0 (before training) to n. For accuracy the sum is the number of correct answers, so R is exact.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, rows: int, columns: int, regression: bool = False):
+        super().__init__()
+        dtype = torch.float64 if regression else torch.int64
+        self.add_state("sums", torch.zeros(rows, columns, dtype=dtype), dist_reduce_fx="sum", persistent=True)
+        self.add_state("counts", torch.zeros(rows, columns, dtype=torch.int64), dist_reduce_fx="sum", persistent=True)
+
+    def update(self, row: int, column: int, total: float, count: int) -> None:
+        """Add `total` (correct answers, or summed loss) over `count` examples to a cell."""
+        self.sums[row, column] += total
+        self.counts[row, column] += count
+
+    def compute(self) -> Tensor:
+        """(rows, columns) float64: sum / count, NaN where nothing was counted."""
+        return self.sums.double() / self.counts.double()
