@@ -79,7 +79,7 @@ def one(arm: Arm, scenario: str, rate: float, seeds: list[int], extra: list[str]
     from nested.run import run
 
     given = [f"stream.scenario={scenario}", f"optim.lr={rate}", f"seeds={json.dumps(seeds)}".replace(" ", "")]
-    label = json.dumps(f"{arm.label.strip()} ({scenario})")
+    label = json.dumps(arm.label.strip())
     return run(compose([*BUDGET, "trainer.progress=false", *arm.overrides, *given, f"label={label}", *extra]))
 
 

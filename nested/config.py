@@ -174,7 +174,7 @@ def conf_dirs(config_dir: str | Path | None = None) -> list[Path]:
 def search_path(config_dir: str | Path | None) -> tuple[str, list[str]]:
     """Our directory, and the override by which Hydra looks in the user's as well, whatever its name is made of."""
     *user, ours = conf_dirs(config_dir)
-    quoted = [str(p).replace("\\", "\\\\").replace("'", "\\'") for p in user]
+    quoted = [str(p).replace("'", r"\'") for p in user]
     return str(ours), [f"hydra.searchpath=['file://{q}']" for q in quoted]
 
 

@@ -1,6 +1,7 @@
 """The verbs as a user calls them: what they print, what they leave, and their exit codes."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -20,10 +21,13 @@ import numpy as np
 import pytest
 import torch
 from command import QUICK, Said, done, nested, process
+from rich.console import Console
 
 from nested import rundir
 from nested.catalog import listing
-from nested.config import Groups
+from nested.config import Groups, Tracking
+from nested.progress import Bar
+from nested.tracking import Sent
 
 CONTRACT = {
     "run_id", "seed", "acc", "forgetting", "bwt", "fwt", "learning_acc", "matrix", "seconds", "experiences",
@@ -106,9 +110,17 @@ def test_for_people_a_table_the_page_and_progress_beside_it() -> None:
     lines = said.err.splitlines()
     assert len(lines) == 6  # before training, and after each experience
     assert all(line.startswith(f"{label} · ") for line in lines)
+    assert label in done("list", "runs").out
     page = (run / "report.html").read_text()
     assert label not in page  # escaped
     assert "&lt;i&gt;" in page
+
+
+def test_on_a_terminal_a_label_is_shown_as_it_was_typed() -> None:
+    screen = io.StringIO()
+    with Bar("[b]:smile:", 10, Console(file=screen, force_terminal=True, width=120)) as bar:
+        bar.experience(1, 5)
+    assert "[b]:smile: · experience 2/5" in screen.getvalue()
 
 
 def test_quiet_is_quiet() -> None:
@@ -142,20 +154,14 @@ def test_a_users_own_arrays(here: Path) -> None:
 # -- how a run may end -------------------------------------------------------------------------------------------------
 
 
-def test_diverged_names_level_and_step_and_keeps_the_rows_before(here: Path) -> None:
-    y = np.arange(400) % 4
-    x = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
-    x[y >= 2] *= 1e25  # finite, but what is computed from it is not
-    np.savez(here / "huge.npz", x=x, y=y)
-    stream = ["stream=tensors", "stream.path=huge.npz", "stream.shuffle_classes=false"]
-    said = nested("run", *QUICK, *stream, "optim.lr=1e12", "optim.momentum=0", "--json")
+def test_diverged_names_level_and_step() -> None:
+    said = nested("run", *QUICK, "optim.lr=1e12", "optim.momentum=0", "--json")
     assert said.code == 3
-    assert "Traceback" not in said.err
-    assert re.search(r"experience \d, step \d+.*level 'all'|level 'all'.*step \d+", said.err)
+    assert said.err.count("\n") == 1
+    assert re.search(r"experience 0, step \d+.*level 'all'|level 'all'.*step \d+", said.err)
     assert said.object["status"] == "diverged"
     assert said.object["acc"] is None
-    assert rows_recorded(only_run())[0] > 0
-    assert json.loads((only_run() / "result.json").read_text())["status"] == "diverged"
+    assert said.object["problems"] == [said.err.strip()]
 
 
 def test_diverging_late_keeps_what_was_learned_before(here: Path) -> None:
@@ -173,6 +179,7 @@ def test_diverging_late_keeps_what_was_learned_before(here: Path) -> None:
     assert second > 0
     assert third == 0
     assert "diverged" in done("list", "runs").out
+    assert json.loads((only_run() / "result.json").read_text())["status"] == "diverged"
 
 
 def test_a_defect_is_said_with_where_the_results_lie(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +274,13 @@ def test_a_resume_with_another_config_shows_the_difference(change: str, home: Ho
     assert "Resume without overrides" in said.err
 
 
+def test_a_run_that_is_being_written_is_left_alone(home: Home) -> None:
+    with rundir.locked(Path(home.runs) / home.one["run_id"]):
+        said = nested("resume", home.one["run_id"], "--runs", home.runs)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "being written by another process" in said.err
+
+
 def test_a_finished_run_is_told_again_and_not_trained_again(home: Home) -> None:
     file = Path(home.runs) / home.one["run_id"] / "seed-0" / "events.jsonl"
     before = file.read_bytes()
@@ -340,6 +354,14 @@ def test_sync_to_a_tracker_that_is_not_there_is_exit_code_4(home: Home) -> None:
     assert said.code == 4
     assert said.err.count("\n") == 1
     assert f"nested sync {home.one['run_id']}" in said.err
+
+
+def test_a_short_wait_at_the_end_of_a_run_does_not_hurry_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    done("run", *QUICK, "tracking.timeout_seconds=0.5")
+    asked: list[Tracking] = []
+    monkeypatch.setattr("nested.tracking.sync", lambda path, settings: asked.append(settings) or Sent())
+    done("sync", "--uri", "sqlite:///other.db")
+    assert [(s.uri, s.timeout_seconds) for s in asked] == [("sqlite:///other.db", Tracking().timeout_seconds)]
 
 
 def test_sync_leaves_alone_what_was_not_to_be_tracked(home: Home) -> None:
@@ -488,7 +510,7 @@ def test_init_makes_something_that_runs(kind: str, here: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_defect(here: Path) -> None:
-    child = process("list", cwd=here)
+    child = process("list", "--json", cwd=here)
     assert child.stdout
     assert child.stderr
     child.stdout.close()

@@ -169,6 +169,12 @@ def test_a_runs_directory_that_may_not_be_written(here: Path, monkeypatch: pytes
     refused(nested("run", *QUICK, "--json"), "runs", [str(here / "runs"), "Permission denied", "runs="])
 
 
+def test_a_choice_with_the_name_of_one_of_ours(here: Path) -> None:
+    (here / "mine" / "model").mkdir(parents=True)
+    (here / "mine" / "model" / "mlp.yaml").write_text("_target_: nested.models.mlp.MLP\n")
+    refused(nested("run", *QUICK, "--config-dir", "mine", "--json"), "--config-dir", ["model/mlp.yaml", "another"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
