@@ -3,6 +3,8 @@
 Split digits, domain scenario, ten orders of classes, paired. Positive means that slow levels forget more.
 """
 
+import sys
+
 from nested.claims import Claim
 
 CLAIM = Claim(
@@ -28,8 +30,7 @@ def measure(seeds: list[int]) -> float:
     slow, drift = (run(compose([*given, *quiet, f"levels={kind}"])) for kind in ("continuum", "continuum_same_drift"))
     for name in ("learning_acc", "forgetting"):
         mean, half = interval([a[name] - b[name] for a, b in zip(slow.runs, drift.runs, strict=True)])
-        print(
-            f"{name}: slow {slow.mean[name]:.3f}, same drift {drift.mean[name]:.3f}, paired {mean:+.3f} +- {half:.3f}"
-        )
+        means = f"slow {slow.mean[name]:.3f}, same drift {drift.mean[name]:.3f}"
+        print(f"{name}: {means}, paired {mean:+.3f} +- {half:.3f}", file=sys.stderr)
     mean, _ = interval([a["forgetting"] - b["forgetting"] for a, b in zip(slow.runs, drift.runs, strict=True)])
     return mean if mean is not None else float("nan")

@@ -245,6 +245,9 @@ def test_ctrl_c_saves_everything_and_resume_ends_as_if_there_had_been_none(here:
     whole = done("run", *options, "runs=whole", "--json").object
     assert resumed["matrix"] == whole["matrix"]
     assert len([e for e in recorded("stopped") if e["event"] == "row"]) > reached
+    executed = [e["executed_steps"] for e in recorded("stopped") if e["event"] == "end"]
+    assert len(executed) == 2
+    assert sum(executed) == whole["cost"]["steps"]  # nothing was done twice
     weights, wanted = final_weights(run), final_weights(only_run("whole"))
     assert all(torch.equal(weights[k], wanted[k]) for k in wanted)
     torch.set_num_threads(threads)
