@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nested.config import Components, Groups, LevelConfig, Tracking, Trainer, conf_dirs, flatten, options
+from nested.config import Components, Groups, LevelConfig, Tracking, Trainer, composed, conf_dirs, flatten, options
 from nested.errors import UserError, unknown
 from nested.signature import Argument, arguments, locate, spell
 
@@ -192,19 +192,8 @@ def _source(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _composed(group: str, choice: str, config_dir: str | Path | None) -> dict[str, Any]:
     """The section that a choice gives, with the choices it is built on."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    *user, ours = conf_dirs(config_dir)
-    search = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in user)}]"] if user else []
-    try:
-        with initialize_config_dir(version_base=None, config_dir=str(ours)):
-            composed = compose(overrides=[*search, f"+{group}={choice}"])
-    except HydraException as error:
-        raise UserError(" ".join(str(error).split()), key=group, seen=choice) from None
-    values = OmegaConf.to_container(composed, resolve=False)
-    section = values.get(group) if isinstance(values, dict) else None
+    values = composed(None, [f"+{group}={choice}"], config_dir)
+    section = values.get(group)
     return {str(k): v for k, v in section.items()} if isinstance(section, dict) else {}
 
 

@@ -171,13 +171,6 @@ def conf_dirs(config_dir: str | Path | None = None) -> list[Path]:
     return [user, ours]
 
 
-def search_path(config_dir: str | Path | None) -> tuple[str, list[str]]:
-    """Our directory, and the override by which Hydra looks in the user's as well, whatever its name is made of."""
-    *user, ours = conf_dirs(config_dir)
-    quoted = [str(p).replace("'", r"\'") for p in user]
-    return str(ours), [f"hydra.searchpath=['file://{q}']" for q in quoted]
-
-
 def options(group: str, config_dir: str | Path | None = None) -> list[str]:
     """The choices of one group, by name."""
     return sorted({f.stem for d in conf_dirs(config_dir) for f in (d / group).glob("*.yaml")})
@@ -219,7 +212,8 @@ def _split(overrides: list[str], config_dir: str | Path | None) -> tuple[list[st
     return groups, values
 
 
-def _compose_groups(groups: list[str], config_dir: str | Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+def composed(root: str | None, overrides: list[str], config_dir: str | Path | None) -> dict[str, Any]:
+    """What Hydra makes of our directory and the user's, unresolved. Raises UserError for a file it cannot read."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -227,18 +221,24 @@ def _compose_groups(groups: list[str], config_dir: str | Path | None) -> tuple[d
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    ours, search = search_path(config_dir)
+    *user, ours = conf_dirs(config_dir)
+    quoted = [str(p).replace("'", r"\'") for p in user]  # a path may hold commas, equal signs, brackets
+    search = [f"hydra.searchpath=['file://{q}']" for q in quoted]
     try:
-        with initialize_config_dir(version_base=None, config_dir=ours):
-            composed = hydra_compose("config", overrides=[*search, *groups], return_hydra_config=True)
+        with initialize_config_dir(version_base=None, config_dir=str(ours)):
+            found = hydra_compose(root, overrides=[*search, *overrides], return_hydra_config=root is not None)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:  # a file of the user's
-        raise UserError(f"{', '.join(groups)} cannot be read: {' '.join(str(error).split())}") from None
-    chosen = {k: v for k, v in composed.hydra.runtime.choices.items() if k in Groups and v}
-    OmegaConf.set_struct(composed, False)
-    del composed["hydra"]
-    raw = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(raw, dict)
-    return {str(k): v for k, v in raw.items()}, {str(k): str(v) for k, v in chosen.items()}
+        raise UserError(f"{', '.join(overrides)} cannot be read: {' '.join(str(error).split())}") from None
+    values = OmegaConf.to_container(found, resolve=False)
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
+
+
+def _compose_groups(groups: list[str], config_dir: str | Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The sections of these choices, and which choice each group has."""
+    raw = composed("config", groups, config_dir)
+    choices = raw.pop("hydra")["runtime"]["choices"]
+    return raw, {str(k): str(v) for k, v in choices.items() if k in Groups and v}
 
 
 def _check_keys(raw: dict[str, Any], values: Mapping[str, Any]) -> None:

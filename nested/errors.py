@@ -32,8 +32,9 @@ class Diverged(NestedError):
 class Interrupted(KeyboardInterrupt):
     """The user stopped a run (exit code 130); everything is saved. A loop over runs stops as at any Ctrl-C."""
 
-    def __init__(self, run_id: str):
-        super().__init__(f"interrupted, everything is saved; continue with: nested resume {run_id}")
+    def __init__(self, run_id: str, problems: list[str]):
+        said = ["interrupted, everything is saved", *problems, f"continue with: nested resume {run_id}"]
+        super().__init__("; ".join(said))
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -63,7 +63,7 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
             result.unsent = True
             result.problems.append(sender.problem)
     if result.status == "interrupted":
-        raise Interrupted(result.run_id)
+        raise Interrupted(result.run_id, result.problems)
     return result
 
 

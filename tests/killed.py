@@ -13,19 +13,14 @@ from nested import rundir
 from nested.config import compose
 from nested.learner import Learner
 from nested.loop import Loop
+from nested.models.hope_attention import HopeAttention
 from nested.optim.leveled import Leveled
 from nested.run import resume, run
 
 
 def noisy(sample_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
-    """A network with dropout: it draws from torch's generator at every step."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(int(torch.tensor(sample_shape).prod()), 16),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Linear(16, n_outputs),
-    )
+    """Three levels behind a dropout, which draws from torch's generator at every step."""
+    return nn.Sequential(nn.Dropout(0.1), HopeAttention(sample_shape, n_outputs, width=16, hidden=32))
 
 
 def die() -> None:
