@@ -45,11 +45,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 
 def unknown(kind: str, word: str, allowed: Iterable[str], key: str | None = None) -> UserError:
-    """The error for a word that is none of `allowed`."""
-    allowed = sorted(allowed)
-    return UserError(
-        f"unknown {kind} {word!r}{nearest(word, allowed)}; allowed: {', '.join(allowed)}",
-        key=key,
-        seen=word,
-        allowed=allowed,
-    )
+    """The error for a word that is none of `allowed`; without a key of its own the word is the key."""
+    known = sorted(set(allowed))
+    text = f"unknown {kind} {word!r}{nearest(word, known)}; allowed: {', '.join(known)}"
+    error = UserError(text, key=key, seen=word, allowed=known)
+    error.key = key or word
+    return error

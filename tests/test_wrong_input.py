@@ -76,10 +76,10 @@ def refused(said: Said, key: str | None, words: list[str]) -> None:
 MNIST = ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "download"]
 LEVEL = "levels.slow={params: ['%s'], period_steps: 2}"
 WRONG = {
-    "unknown key": (["optim.lrr=1"], None, ["'optim.lrr'", "did you mean 'optim.lr'", "optim.momentum"]),
-    "unknown section": (["trianer.epochs=1"], None, ["'trianer.epochs'", "did you mean 'trainer.epochs'"]),
-    "unknown key of a level": (["levels.all.period=2"], None, ["did you mean 'levels.all.period_steps'"]),
-    "unknown key further down": (["stream=split_mnist", "stream.source.downlod=true"], None,
+    "unknown key": (["optim.lrr=1"], "optim.lrr", ["'optim.lrr'", "did you mean 'optim.lr'", "optim.momentum"]),
+    "unknown section": (["trianer.epochs=1"], "trianer.epochs", ["'trianer.epochs'", "did you mean 'trainer.epochs'"]),
+    "unknown key of a level": (["levels.all.period=2"], "levels.all.period", ["did you mean 'levels.all.period_steps'"]),
+    "unknown key further down": (["stream=split_mnist", "stream.source.downlod=true"], "stream.source.downlod",
                                  ["did you mean 'stream.source.download'"]),
     "unknown choice": (["stream=splt_digits"], "stream", ["'splt_digits'", "did you mean 'split_digits'", "omniglot"]),
     "unknown target": (["model._target_=nested.models.mlp.MPL"], "model._target_", ["did you mean 'MLP'"]),
