@@ -78,7 +78,8 @@ LEVEL = "levels.slow={params: ['%s'], period_steps: 2}"
 WRONG = {
     "unknown key": (["optim.lrr=1"], "optim.lrr", ["'optim.lrr'", "did you mean 'optim.lr'", "optim.momentum"]),
     "unknown section": (["trianer.epochs=1"], "trianer.epochs", ["'trianer.epochs'", "did you mean 'trainer.epochs'"]),
-    "unknown key of a level": (["levels.all.period=2"], "levels.all.period", ["did you mean 'levels.all.period_steps'"]),
+    "unknown key of a level": (["levels.all.period=2"], "levels.all.period",
+                               ["did you mean 'levels.all.period_steps'"]),
     "unknown key further down": (["stream=split_mnist", "stream.source.downlod=true"], "stream.source.downlod",
                                  ["did you mean 'stream.source.download'"]),
     "unknown choice": (["stream=splt_digits"], "stream", ["'splt_digits'", "did you mean 'split_digits'", "omniglot"]),
