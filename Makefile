@@ -24,8 +24,8 @@ lint: $(READY)
 bench: $(READY)  ## ratios against a bare torch loop, measured side by side
 	@$(BIN)/python experiments/loop_overhead.py
 
-torture: $(READY)  ## 20 kills at random moments, each resumed and compared bit for bit
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_kill.py
+torture: $(READY)  ## 8 kills at named points and 20 at random moments, each resumed and compared bit for bit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/test_kill.py
 
 clean:
 	rm -rf .venv

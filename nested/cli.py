@@ -87,12 +87,10 @@ def resume(
 ) -> None:
     """Continue a run after a stop; it ends bit for bit as if it had never stopped (on CPU)."""
     from nested import rundir
-    from nested.config import compose
     from nested.run import resume as resume_run
 
     path = rundir.find(name, runs)
-    asked = compose(overrides, config_dir) if overrides else None
-    _conclude(resume_run(path, say=say, config=asked), as_json)
+    _conclude(resume_run(path, say, overrides or [], config_dir), as_json)
 
 
 def _conclude(result: Any, as_json: bool) -> None:
@@ -235,12 +233,13 @@ def sync(
     from dataclasses import asdict, replace
 
     from nested import rundir, tracking
-    from nested.config import Tracking, from_dict
+    from nested.config import Tracking
+    from nested.signature import checked
 
     paths = [rundir.find(n, runs) for n in names] if names else rundir.all_runs(runs)
     sent = {}
     for path in paths:
-        settings = from_dict(rundir.read_config(path)).tracking
+        settings = Tracking(**checked(Tracking, rundir.read_config(path)["tracking"], "tracking"))
         patient = max(settings.timeout_seconds, Tracking().timeout_seconds)  # a short wait was for the end of the run
         settings = replace(settings, timeout_seconds=patient)
         if uri:

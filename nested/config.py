@@ -184,6 +184,18 @@ def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None)
     return from_dict(_apply(raw, values), choices)
 
 
+def amend(config: Config, overrides: Iterable[str], config_dir: str | Path | None = None) -> Config:
+    """A config with sections chosen again and values replaced. Raises UserError."""
+    groups, values = _split(list(overrides), config_dir)
+    fresh, choices = _compose_groups(groups, config_dir)
+    chosen = {g.partition("=")[0] for g in groups}
+    anew = set(fresh) if "recipe" in chosen else chosen
+    recorded = {k: v for k, v in config.to_dict().items() if k != "choices"}
+    raw = {k: fresh[k] if k in anew else v for k, v in recorded.items()}
+    _check_keys(raw, values)
+    return from_dict(_apply(raw, values), {**config.choices, **{g: choices[g] for g in chosen}})
+
+
 def _split(overrides: list[str], config_dir: str | Path | None) -> tuple[list[str], dict[str, Any]]:
     """Group choices (as Hydra wants them) and values by dotted path."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

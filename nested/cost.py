@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 def step_flops(learner: Learner, batch: Batch) -> int:
-    """Forward and backward FLOPs of the task loss on one batch, counted on a copy: neither weights nor RNG move."""
+    """Forward and backward FLOPs of the task loss on one batch, counted on a copy: weights and generators stay.
+
+    What a method computes beyond the task loss (a Fisher matrix, a penalty) is not in it.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     model = learner.model
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[learner.where] if learner.where.type == "cuda" else []):
         learner.model = copy.deepcopy(model)
         try:
             with FlopCounterMode(display=False) as counter:

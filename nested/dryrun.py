@@ -17,7 +17,7 @@ from nested import cost, run
 from nested.config import Config
 from nested.learner import Learner
 from nested.levels import Level, assign, check_ticks, due, ticks
-from nested.loop import Plan, order
+from nested.plan import Plan, judged, order
 from nested.streams.stream import Experience, Stream
 
 if TYPE_CHECKING:
@@ -96,12 +96,13 @@ def dry_run(config: Config) -> DryRun:
         timeline={level.name: timeline(level, plan.total_steps) for level in stream_levels},
         steps=plan.total_steps,
         flops_per_step=flops,
-        flops=flops * plan.total_steps,
+        flops=round(flops / len(batch.y) * plan.examples),
         evaluated=samples,
         step_seconds=step_seconds,
         train_seconds=step_seconds * plan.total_steps,
         eval_seconds=sample_seconds * samples,
-        alone_seconds=step_seconds * alone + sample_seconds * views * (2 * _held(stream, "test") if alone else 0),
+        alone_seconds=step_seconds * alone
+        + sample_seconds * views * (2 * _held(stream, judged(config.evaluate.parts)) if alone else 0),
     )
 
 
@@ -231,9 +232,8 @@ def evaluated(config: Config, stream: Stream, plan: Plan, levels: list[Level], v
     rows = (len(plan.curriculum) + 1) * views * sum(_held(stream, part) for part in options.parts)
     moments = steps // options.anytime_steps if options.anytime_steps else 0
     if options.anytime_ticks:
-        fastest = min(level.period for level in levels)
-        moments += 2 * sum(ticks(level, 0, steps) for level in levels if level.period > fastest)
-    return rows + moments * _held(stream, "test")
+        moments += 2 * sum(ticks(level, 0, steps) for level in levels if level.period > 1)
+    return rows + moments * _held(stream, judged(options.parts))
 
 
 def _held(stream: Stream, part: str) -> int:

@@ -57,8 +57,11 @@ def git_state(where: Path) -> dict[str, Any]:
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Name -> (before, now) of what can change the numbers: threads, versions, processor."""
+    before, now = ({**e, "code": e["git"]["commit"]} for e in (before, now))
     found = {
-        k: (before.get(k), now.get(k)) for k in ("threads", "python", "processor", "gpu") if before.get(k) != now.get(k)
+        k: (before.get(k), now.get(k))
+        for k in ("threads", "python", "processor", "gpu", "code")
+        if before.get(k) != now.get(k)
     }
     packages = {p: (before["packages"].get(p), v) for p, v in now["packages"].items() if before["packages"].get(p) != v}
     return {**found, **packages}

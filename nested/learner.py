@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nested.errors import Diverged
+from nested.errors import Diverged, UserError
 from nested.methods.method import Method
 from nested.optim.leveled import Leveled
 from nested.streams.stream import Batch, Examples, Experience, Stream
@@ -37,6 +37,11 @@ class Cursor:
     step: int = 0  # optimizer steps of the whole run
     loss_sum: float = 0.0  # training loss since it was last recorded
     loss_count: int = 0
+    examples: int = 0  # examples trained on, what a method adds included
+
+    def next_experience(self) -> None:
+        """Stand before the first step of the next one."""
+        self.experience, self.phase, self.epoch, self.batch, self.inside = self.experience + 1, "fit", 0, 0, False
 
 
 class Learner(L.LightningModule):
@@ -60,6 +65,7 @@ class Learner(L.LightningModule):
         self.mixed = precision == "bf16-mixed"
         self.cursor = Cursor()
         self.examples: Examples = stream.experiences[0].train  # what the current fit draws from
+        self.on_start: Callable[[], None] = lambda: None  # called when a fit has begun
         self.after_block: Callable[[], None] = lambda: None
         self.watch: Callable[[str], None] | None = None  # told "before:LEVEL", "after:LEVEL" and "step"
         self.curriculum = method.experiences(stream)
@@ -104,8 +110,13 @@ class Learner(L.LightningModule):
         """The one optimizer of the whole run: a new one at each border would lose every momentum."""
         return self.optimizer
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         self.model.train()
+        self.on_start()
+
+    def cpu(self) -> Learner:
+        """Stay where it is: Lightning calls this after each fit, and evaluation goes on on the device."""
+        return self
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # rows, not data: `fetch` moves the data
@@ -122,35 +133,34 @@ class Learner(L.LightningModule):
         loss = self.method.loss(self, batch)
         value = loss.item()
         if not math.isfinite(value):
-            raise Diverged(self._diagnosis(value))
+            raise Diverged(self._diagnosis(f"the loss is {value}", self.step + 1))
         loss.backward()
         self.method.after_backward(self)
-        if self.watch is None:
-            self.optimizer.step()
-        else:
-            self._watched_step()
+        slow = self._slow_levels_due() if self.watch else {}
+        self.optimizer.step()
         self.method.after_step(self)
         cursor = self.cursor  # a plain object: setting attributes of a module costs microseconds
-        cursor.step, cursor.loss_sum, cursor.loss_count = (
-            cursor.step + 1,
-            cursor.loss_sum + value,
-            cursor.loss_count + 1,
-        )
+        cursor.step += 1
+        cursor.examples += len(batch.y)
+        cursor.loss_sum += value
+        cursor.loss_count += 1
+        if self.watch:
+            for name, updates in slow.items():
+                if self.optimizer.updates[name] > updates:  # a step that is not finite updates nothing
+                    self.watch(f"after:{name}")
+            self.watch("step")
 
-    def _watched_step(self) -> None:
+    def _slow_levels_due(self) -> dict[str, int]:
+        """Levels slower than every step that are about to learn, each announced, with their updates so far."""
         assert self.watch is not None
-        fastest = min(level.period for level in self.optimizer.levels)
-        slow = [level.name for level in self.optimizer.due_next() if level.period > fastest]
+        slow = [level.name for level in self.optimizer.due_next() if level.period > 1]
         for name in slow:
             self.watch(f"before:{name}")
-        self.optimizer.step()
-        for name in slow:
-            self.watch(f"after:{name}")
-        self.watch("step")
+        return {name: self.optimizer.updates[name] for name in slow}
 
-    def _diagnosis(self, value: float) -> str:
-        """Which level holds what is not finite, at which step."""
-        where = f"the loss is {value} in experience {self.cursor.experience}, step {self.step + 1}"
+    def _diagnosis(self, what: str, step: int) -> str:
+        """Which level holds what is not finite, in which experience and at which step."""
+        where = f"{what} in experience {self.cursor.experience}, step {step}"
         mend = "lower its rate or set trainer.clip_norm"
         members = self.optimizer.members
         for name, params in members.items():
@@ -166,14 +176,18 @@ class Learner(L.LightningModule):
         training = self.model.training
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64 if self.stream.regression else torch.int64)
+        lost = torch.zeros((), dtype=torch.bool, device=self.where)
         for rows in torch.arange(len(examples)).split(batch_size):
             x, y, task = self.fetch(examples, rows)
             out = self.logits(x, task, training=False)
+            lost |= out.isnan().any()
             if self.stream.regression:
                 total += F.mse_loss(out.double(), y.double(), reduction="none").flatten(1).mean(1).sum().cpu()
             else:
                 total += (out.argmax(1) == y).sum().cpu()
         self.model.train(training)
+        if lost:
+            raise Diverged(self._diagnosis("outputs are NaN in evaluation", self.step))
         return total.item(), len(examples)
 
     def take_loss(self) -> float | None:
@@ -199,9 +213,12 @@ class _Masks:
         mask: Literal["none", "seen", "experience"],
         device: torch.device,
     ):
+        if mask != "none" and stream.scenario != "class":
+            text = f"{mask!r} has a meaning in the class scenario only, and this stream's is {stream.scenario!r}"
+            raise UserError(text, key="head.mask", seen=mask, allowed=["none"])
         self.table = stream.task_outputs.to(device)
         self.by_task = stream.scenario == "task"
-        self.mask = mask if stream.scenario == "class" else "none"
+        self.mask = mask
         if self.mask == "none":
             return
         self.own = torch.zeros(stream.n_tasks, stream.n_outputs, dtype=torch.bool, device=device)
@@ -218,4 +235,4 @@ class _Masks:
             return None
         if self.mask == "experience" and training:
             return self.own[task]
-        return self.seen[experience].expand(len(task), -1)
+        return self.seen[min(experience, len(self.seen) - 1)].expand(len(task), -1)

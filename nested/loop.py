@@ -6,22 +6,19 @@ order of samples comes from a generator seeded by (seed, experience, epoch): a r
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import random
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from torch import Tensor
 
-from nested.config import Config, Trainer
-from nested.learner import Cursor, Learner, Rows
+from nested.config import Config
+from nested.generators import rng_state, set_rng_state
+from nested.learner import Cursor, Learner
+from nested.plan import Blocks, Plan, judged
 from nested.rundir import SeedDir
 from nested.score_matrix import ScoreMatrix
 from nested.streams.stream import Experience
@@ -32,62 +29,6 @@ MOST_CURVES = 50  # experiences with a curve of their own in the tracker; the ro
 
 class Stopped(Exception):
     """The user asked to stop; the last checkpoint holds everything."""
-
-
-def order(seed: int, experience: int, epoch: int, n: int) -> Tensor:
-    """(n,) a permutation that depends on nothing but its arguments."""
-    mixed = hashlib.blake2b(f"{seed}/{experience}/{epoch}".encode(), digest_size=7).digest()
-    return torch.randperm(n, generator=torch.Generator().manual_seed(int.from_bytes(mixed, "big")))
-
-
-class Blocks:
-    """All mini-batches that an experience still has, as rows, in blocks of `per_block`."""
-
-    def __init__(
-        self, n: int, epochs: int, batch_size: int, per_block: int, seed: int, experience: int, cursor: Cursor
-    ):
-        self.n, self.epochs, self.batch_size, self.per_block = n, epochs, batch_size, per_block
-        self.seed, self.experience = seed, experience
-        self.first = (cursor.epoch, cursor.batch)
-        self.per_epoch = -(-n // batch_size)
-        self.left = self.per_epoch * (epochs - cursor.epoch) - cursor.batch
-
-    def __len__(self) -> int:
-        return -(-self.left // self.per_block)
-
-    def _batches(self) -> Iterator[Rows]:
-        epoch, skip = self.first
-        for e in range(epoch, self.epochs):
-            batches = order(self.seed, self.experience, e, self.n).split(self.batch_size)
-            for b in range(skip if e == epoch else 0, len(batches)):
-                yield e, b, batches[b]
-
-    def __iter__(self) -> Iterator[list[Rows]]:
-        block: list[Rows] = []
-        for rows in self._batches():
-            block.append(rows)
-            if len(block) == self.per_block:
-                yield block
-                block = []
-        if block:
-            yield block
-
-
-class Plan:
-    """How many steps a run will take."""
-
-    def __init__(self, learner: Learner, trainer: Trainer):
-        self.curriculum = learner.curriculum
-        self.batch_size = trainer.batch_size
-        self.epochs = trainer.epochs if learner.method.ordered else trainer.joint_epochs or trainer.epochs
-
-    def steps_of(self, experience: Experience) -> int:
-        """Optimizer steps that one experience takes."""
-        return self.epochs * -(-len(experience.train) // self.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return sum(self.steps_of(e) for e in self.curriculum)
 
 
 class Loop:
@@ -102,6 +43,7 @@ class Loop:
         self.plan = Plan(learner, config.trainer)
         self.display = display or Display()
         self.parts = list(config.evaluate.parts)
+        self.judged = judged(self.parts)
         self.matrices: dict[str, dict[str, ScoreMatrix]] = {}
         self.anytime: dict[str, list[Any]] = {"step": [], "moment": [], "experience": [], "accuracy": []}
         self.seconds = {"train": 0.0, "evaluate": 0.0, "anytime": 0.0, "other": 0.0}
@@ -123,13 +65,7 @@ class Loop:
                 self._fit(self.curriculum[cursor.experience])
             self._evaluate()
             self._record_row()
-            cursor.experience, cursor.phase, cursor.epoch, cursor.batch, cursor.inside = (
-                cursor.experience + 1,
-                "fit",
-                0,
-                0,
-                False,
-            )
+            cursor.next_experience()
             self._maybe_save()
         self.save()
 
@@ -147,9 +83,7 @@ class Loop:
         )  # fmt: skip
         self._switch("train")
         if len(blocks):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # advice on workers and loggers, which are not Lightning's here
-                _trainer(self.config).fit(learner, train_dataloaders=blocks)
+            self._lightning(blocks)
         learner.optimizer.end_experience()
         learner.method.after_experience(learner, experience)
         self._log_loss()
@@ -157,11 +91,19 @@ class Loop:
         cursor.phase, cursor.epoch, cursor.batch = "evaluate", 0, 0
         self._maybe_save()
 
+    def _lightning(self, blocks: Blocks) -> None:
+        """One fit. Lightning answers a signal that comes inside one with SystemExit: the last checkpoint stands."""
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"lightning\.")  # advice on workers, loggers, its own imports
+                _trainer(self.config).fit(self.learner, train_dataloaders=blocks)
+        except SystemExit:
+            raise Stopped from None
+
     def _after_block(self) -> None:
         if self.learner.step // LOG_EVERY > self._logged:
             self._log_loss()
         self.display.step(self.learner)
-        self.stop |= self.learner.trainer.received_sigterm
         self._maybe_save()
 
     @property
@@ -228,12 +170,12 @@ class Loop:
                 values |= {f"experience/{part}/exp-{j:0{width}d}": float(s) for j, s in enumerate(scores)}
         self.directory.metrics(row, values)
         self.display.row(row, values)
-        if self.learner.watch and "test" in main:
-            self._record_anytime(self.learner.step, "border", main["test"].compute()[row].tolist())
+        if self.learner.watch:
+            self._record_anytime(self.learner.step, "border", main[self.judged].compute()[row].tolist())
 
     def _watch(self, moment: str) -> None:
         options = self.config.evaluate
-        step = self.learner.step + (0 if moment.startswith("before:") else 1)
+        step = self.learner.step
         wanted = (
             options.anytime_ticks if moment != "step" else options.anytime_steps and step % options.anytime_steps == 0
         )
@@ -241,10 +183,9 @@ class Loop:
             return
         self._switch("anytime")
         context = next(iter(self.learner.method.views().values()))
-        with context, torch.random.fork_rng(devices=[]):
-            pairs = [
-                self.learner.evaluate(e.test, self.config.trainer.eval_batch_size) for e in self.stream.experiences
-            ]
+        device, size = self.learner.where, self.config.trainer.eval_batch_size
+        with context, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            pairs = [self.learner.evaluate(getattr(e, self.judged), size) for e in self.stream.experiences]
         self._record_anytime(step, moment, [s / c for s, c in pairs])
         self._switch("train")
 
@@ -326,34 +267,3 @@ def _trainer(config: Config) -> L.Trainer:
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, inference_mode=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of torch's, NumPy's and Python's generators as tensors and numbers."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
-    version, words, next_gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ],
-        "python": [version, torch.tensor(words, dtype=torch.int64), next_gauss],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Continue all generators from where `rng_state` was taken."""
-    torch.set_rng_state(state["torch"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, words, next_gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), next_gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+METRICS = ("acc", "forgetting", "bwt", "fwt", "learning_acc", "gain", "min_acc", "wc_acc", "seconds")  # of a summary
 
 
 def signed(matrix: Array, lower_is_better: bool) -> Array:

@@ -14,9 +14,9 @@ from torch import Tensor
 from nested import cost, metrics, rundir
 from nested.config import Config, flatten
 from nested.loop import Loop
+from nested.metrics import METRICS
 from nested.score_matrix import ScoreMatrix
 
-METRICS = ("acc", "forgetting", "bwt", "fwt", "learning_acc", "gain", "min_acc", "wc_acc", "seconds")
 FILES = ("matrix.json", "matrix.csv", "matrix.png", "config.yaml", "environment.json")
 
 
@@ -65,14 +65,14 @@ def summarise(
     return {
         "run_id": run_id, "seed": seed, "label": config.name(), "status": status, **values,
         "initial": _plain(rows[0]), "matrix": _plain(rows[1:]), "experiences": [e.name for e in stream.experiences],
-        "lower_is_better": stream.lower_is_better, "judged_on": "test" if "test" in main else "validation",
+        "lower_is_better": stream.lower_is_better, "judged_on": loop.judged,
         "levels": table, "cost": _cost(config, loop, table),
     }  # fmt: skip
 
 
 def _rows(loop: Loop, main: dict[str, ScoreMatrix]) -> NDArray[np.float64]:
     """(n + 1, n): R0 and R, NaN where nothing was measured; every row of a joint fit is its one row."""
-    judged = main.get("test") or main.get("validation")
+    judged = main.get(loop.judged)
     if judged is None:
         return np.full((loop.n + 1, loop.n), np.nan)
     return _expanded(loop, judged.compute()).double().cpu().numpy()
@@ -107,7 +107,7 @@ def _plain(values: NDArray[np.float64]) -> Any:
 def _cost(config: Config, loop: Loop, table: list[dict[str, Any]]) -> dict[str, Any]:
     learner = loop.learner
     batch = learner.fetch(learner.examples, torch.arange(min(config.trainer.batch_size, len(learner.examples))))
-    per_step = cost.step_flops(learner, batch)
+    per_example = cost.step_flops(learner, batch) / len(batch.y)
     parts = [learner.model.state_dict(), learner.optimizer.state_dict(), learner.method.state_dict()]
     return {
         "train_seconds": loop.seconds["train"],
@@ -115,8 +115,9 @@ def _cost(config: Config, loop: Loop, table: list[dict[str, Any]]) -> dict[str, 
         "anytime_seconds": loop.seconds["anytime"],
         "steps": learner.step,
         "skipped_steps": learner.optimizer.skipped,
-        "flops_per_step": per_step,
-        "flops": per_step * learner.step,
+        "examples": learner.cursor.examples,
+        "flops_per_example": per_example,
+        "flops": round(per_example * learner.cursor.examples),
         "parameter_updates": sum(level["parameters"] * level["updates"] for level in table),
         "peak_rss_bytes": cost.peak_rss_bytes(),
         "state_bytes": cost.tensor_bytes(parts),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,16 @@ import torch
 
 from nested import result as conclusion
 from nested import rundir
-from nested.config import Config, build, flatten, from_dict
+from nested.config import Config, amend, build, flatten, from_dict
 from nested.environment import difference, environment
 from nested.errors import Diverged, Interrupted, UserError
 from nested.learner import Learner
 from nested.levels import check_ticks, from_config
-from nested.loop import Display, Loop, Plan, Stopped
+from nested.loop import Display, Loop, Stopped
+from nested.metrics import METRICS
 from nested.optim.leveled import leveled
-from nested.result import METRICS, Result
+from nested.plan import Plan, judged
+from nested.result import Result
 from nested.rundir import SeedDir
 from nested.streams.stream import Stream
 
@@ -45,16 +48,24 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
     check(config)
     rundir.check_writable(config.runs)
     tracking.check(config.tracking, config.runs)
-    if path is None:
-        rehearse(config)
-    made = path or rundir.create(
-        config.runs, config.choices.get("stream", "stream"), rundir.as_stored(config.to_dict())
-    )
+    with _threads(config.trainer.threads):
+        first = rehearse(config) if path is None else None
+        made = path or rundir.create(
+            config.runs, config.choices.get("stream", "stream"), rundir.as_stored(config.to_dict())
+        )
+        return _run(config, made, say, first)
+
+
+def _run(config: Config, made: Path, say: Say, first: Stream | None) -> Result:
+    """Every seed, then the page; `first` is the first seed's stream where it has been built already."""
+    from nested import tracking
+
     result = Result(made.name, made)
     with rundir.locked(made), _noted(made):
         with tracking.sender(made, config.tracking) as sender:
             for seed in config.seed_list():
-                status = one_seed(config, seed, made / f"seed-{seed}", result, say)
+                stream, first = first, None
+                status = one_seed(config, seed, made / f"seed-{seed}", result, say, stream)
                 result.status = status if status != "done" else result.status
                 if status == "interrupted":
                     break
@@ -89,7 +100,7 @@ def check(config: Config) -> None:
             raise UserError(text, key=f"levels.{name}.chunk_tokens", seen=level.chunk_tokens)
 
 
-def rehearse(config: Config) -> None:
+def rehearse(config: Config) -> Stream:
     """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
     learner = prepare(config, config.seed_list()[0])
     check_ticks(learner.optimizer.levels, Plan(learner, config.trainer).total_steps, config.trainer.allow_idle)
@@ -103,6 +114,7 @@ def rehearse(config: Config) -> None:
     if seen != wanted:
         text = f"its output for {tuple(x.shape)} is {seen}; (batch, n_outputs) = {wanted} is needed"
         raise UserError(text, key="model._target_", seen=seen, allowed=wanted)
+    return learner.stream
 
 
 def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
@@ -127,27 +139,26 @@ def one_seed(config: Config, seed: int, path: Path, result: Result, say: Say, st
         if summary["status"] == "done":
             result.runs.append(summary)
             return "done"
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     learner = prepare(config, seed, stream)
     directory = SeedDir.open(path, rundir.as_stored(replace(config, seed=seed, seeds=None).to_dict()))
     loop = Loop(learner, config, directory, seed)
     for sentence in [*_environment(directory), *loop.restore()]:
         say(sentence)
+    _same_data(directory, learner.stream)
     _describe(directory, config, result.run_id, seed, learner.stream)
     first = learner.step
     status, problem = _trained(loop, config, seed)
     alone = None
     if status == "done" and config.evaluate.gain:
-        status, alone = _alone(config, seed, path, learner.stream, say)
+        status, alone, problem = _alone(config, seed, path, learner.stream, say)
     summary = conclusion.summarise(config, seed, loop, result.run_id, status, alone)
     conclusion.write_matrix(loop, alone, summary)
     if problem:
         summary["problem"] = problem
         result.problems.append(f"seed {seed}: {problem}")
-    directory.write("summary.json", summary)
     values = {k: summary[k] for k in METRICS if summary[k] is not None}
     directory.event("end", status=status, executed_steps=learner.step - first, values=values)
+    directory.write("summary.json", summary)  # last: it says that everything before it is there
     result.runs.append(summary)
     return status
 
@@ -157,19 +168,25 @@ def _trained(loop: Loop, config: Config, seed: int) -> tuple[str, str | None]:
     try:
         with _stoppable(loop), _display(config, seed, loop) as loop.display:
             loop.run()
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         return "interrupted", None
     except Diverged as error:
         return "diverged", str(error)
     return "done", None
 
 
-def _alone(config: Config, seed: int, path: Path, stream: Stream, say: Say) -> tuple[str, list[float] | None]:
-    """S[j]: the same configuration on experience j alone, each a run of its own below this one."""
+Alone = tuple[str, list[float] | None, str | None]
+
+
+def _alone(config: Config, seed: int, path: Path, stream: Stream, say: Say) -> Alone:
+    """S[j]: the same configuration on experience j alone, each a run of its own below this one.
+
+    Returns the seed's status, the scores, and a problem: where one diverges there is no gain, and the rest stands.
+    """
     quiet = replace(
         config,
         evaluate=replace(
-            config.evaluate, gain=False, anytime_steps=None, anytime_ticks=False, parts=config.evaluate.parts[:1]
+            config.evaluate, gain=False, anytime_steps=None, anytime_ticks=False, parts=[judged(config.evaluate.parts)]
         ),
         trainer=replace(config.trainer, progress=False, allow_idle=True),
     )
@@ -179,26 +196,33 @@ def _alone(config: Config, seed: int, path: Path, stream: Stream, say: Say) -> t
         one = dataclasses.replace(stream, experiences=(experience,))
         result = Result(f"alone-{experience.index}", path)
         status = one_seed(quiet, seed, path / "alone" / f"exp-{experience.index}", result, say, one)
-        if status != "done":
-            return status, None
+        if status == "interrupted":
+            return status, None, None
+        if status == "diverged":
+            return "done", None, f"no gain: alone, {experience.name} diverged: {result.problems[0]}"
         scores.append(result.runs[0]["matrix"][0][0])
-    return "done", scores
+    return "done", scores, None
 
 
-def resume(path: Path, say: Say = silent, config: Config | None = None) -> Result:
-    """Continue the run at `path`; a given config must be the recorded one. Raises UserError with the difference."""
+FREE = ("checkpoint.", "tracking.", "trainer.progress", "runs")  # what a resumed run may do otherwise
+
+
+def resume(
+    path: Path, say: Say = silent, overrides: Iterable[str] = (), config_dir: str | Path | None = None
+) -> Result:
+    """Continue the run at `path`, with the recorded config.
+
+    Overrides may change what has no influence on the numbers (checkpoints, tracking, progress). Raises UserError with
+    the difference for any other.
+    """
     recorded = from_dict(rundir.read_config(path))
-    if config is not None:
-        asked = replace(config, runs=recorded.runs, tracking=recorded.tracking, checkpoint=recorded.checkpoint)
-        changed = config_difference(recorded, asked)
-        if changed:
-            shown = "; ".join(f"{k}: recorded {a!r}, now {b!r}" for k, (a, b) in changed.items())
-            raise UserError(
-                f"its config differs: {shown}. Resume without overrides, or start a new run",
-                key="resume",
-                seen=list(changed),
-            )
-    return run(replace(recorded, runs=str(path.parent)), path, say)
+    asked = amend(recorded, overrides, config_dir)
+    changed = {k: v for k, v in config_difference(recorded, asked).items() if not k.startswith(FREE)}
+    if changed:
+        shown = "; ".join(f"{k}: recorded {a!r}, now {b!r}" for k, (a, b) in changed.items())
+        text = f"its config differs: {shown}. Resume without these, or start a new run"
+        raise UserError(text, key="resume", seen=list(changed))
+    return run(replace(asked, runs=str(path.parent)), path, say)
 
 
 def config_difference(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
@@ -223,12 +247,31 @@ def _environment(directory: SeedDir) -> list[str]:
     ]
 
 
+def _same_data(directory: SeedDir, stream: Stream) -> None:
+    """Raise UserError when the run that is continued was begun on other data."""
+    seen = {e["digest"] for e in directory.events() if e["event"] == "dataset"} - {stream.digest}
+    if seen:
+        text = f"the data are not those it was begun with: digest {seen.pop()} then, {stream.digest} now; restore them"
+        raise UserError(text, key="resume", seen=stream.digest)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Torch's threads as asked for; afterwards as they were."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(wanted or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _describe(directory: SeedDir, config: Config, run_id: str, seed: int, stream: Stream) -> None:
     """The events that come before any training: who, with what, on which data."""
     directory.event("start", run_id=run_id, seed=seed, label=config.name())
     directory.event("params", values=flatten(rundir.as_stored(replace(config, seed=seed, seeds=None).to_dict())))
     info = rundir.read_json(directory.path / "environment.json")
-    git = {f"git_{k}": str(v) for k, v in info["git"].items()}
+    git = {k: str(v) for k, v in info["git"].items() if v is not None}
     directory.event("tags", values={**git, **config.choices, "nested": info["packages"]["nested"]})
     for e in stream.experiences:
         directory.event(
@@ -256,14 +299,22 @@ def _stoppable(loop: Loop) -> Iterator[None]:
             raise KeyboardInterrupt
         loop.stop = True
 
-    try:
-        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        old = {}
+    def install() -> None:
+        for number in numbers:
+            signal.signal(number, ask)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's business
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    install()
+    loop.learner.on_start = install  # again: Lightning has put its own in place by then
     try:
         yield
     finally:
-        for number, handler in old.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -200,7 +200,7 @@ class SeedDir:
         return cls(path)
 
     def event(self, kind: str, **values: Any) -> None:
-        """Append one event, whole and on disk, unless it is there already."""
+        """Append one event as a whole line, unless it is there already."""
         event = {"t": time.time_ns() // 1_000_000, "event": kind, **values}
         identity = _identity(event)
         if identity is not None and identity in self._once:
@@ -251,6 +251,7 @@ class SeedDir:
             raw = path.read_bytes()
             if hashlib.sha256(raw[32:]).digest() == raw[:32]:
                 return torch.load(io.BytesIO(raw[32:]), weights_only=True), complaints
+            path.rename(path.with_suffix(".damaged"))  # kept to be looked at, counted no more
             complaints.append(f"{path} is damaged ({len(raw)} bytes, checksum differs); the one before it is used")
         if complaints:
             raise NestedError(
@@ -259,18 +260,12 @@ class SeedDir:
         return None, complaints
 
 
-def _identity(event: Mapping[str, Any]) -> Any:
-    """What makes an event the same event when a resumed run records it again; None where each one counts."""
-    kind = event.get("event")
-    if kind == "metrics":
-        return kind, event["step"], tuple(sorted(event["values"]))
-    if kind in ("start", "params", "tags"):
-        return (kind,)
-    if kind == "row":
-        return kind, event["row"], event["view"], event["part"]
-    if kind == "dataset":
-        return kind, event["experience"]
-    return None
+def _identity(event: Mapping[str, Any]) -> bytes | None:
+    """All that an event says but its time; None where saying it again means that it happened again."""
+    if event.get("event") in ("end", "resume"):
+        return None
+    text = json.dumps({k: v for k, v in event.items() if k != "t"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _last_byte(path: Path) -> bytes:

@@ -95,7 +95,7 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` has a parameter of that name (or takes any keyword)."""
+    """Whether `function` has a parameter of that name."""
     parameters = inspect.signature(function).parameters
     return name in parameters
 

@@ -11,13 +11,11 @@ from nested.run import prepare
 
 
 def small_learner(*overrides: str, seed: int = 0) -> Learner:
-    """Split digits with a network of 650 parameters, unless `overrides` says otherwise; its method is attached."""
+    """Split digits with a network of 650 parameters, unless `overrides` says otherwise;"""
     quick = ["stream=split_digits", "model.hidden=[]", "trainer.progress=false", "tracking.enabled=false"]
     chosen = {o.split("=")[0] for o in overrides}
     quick = [q for q in quick if q.split("=")[0] not in chosen and not (q.startswith("model.") and "model" in chosen)]
-    learner = prepare(compose([*quick, *overrides]), seed)
-    learner.method.attach(learner)
-    return learner
+    return prepare(compose([*quick, *overrides]), seed)
 
 
 def begin(learner: Learner, experience: int) -> None:

@@ -274,7 +274,7 @@ def test_a_resume_with_another_config_shows_the_difference(change: str, home: Ho
     key = "method._target_" if change == "method=ewc" else change.split("=")[0]
     assert re.search(rf"{key}: recorded \S+, now \S+", said.err)
     assert key in said.object["seen"]
-    assert "Resume without overrides" in said.err
+    assert "Resume without these" in said.err
 
 
 def test_a_run_that_is_being_written_is_left_alone(home: Home) -> None:

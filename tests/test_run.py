@@ -10,10 +10,12 @@ import torch
 
 from nested import rundir
 from nested.config import compose
-from nested.errors import NestedError, UserError
-from nested.loop import order
+from nested.errors import Diverged, NestedError, UserError
+from nested.learner import Learner
+from nested.plan import order
 from nested.result import Result
 from nested.run import resume, run
+from nested.streams.stream import Examples
 
 Go = Callable[..., Result]
 
@@ -149,8 +151,12 @@ def test_other_precisions_learn_too(go: Go, precision: str) -> None:
 
 
 def test_masks_let_only_some_classes_compete(go: Go) -> None:
-    free, seen = go(), go("head.mask=experience")
-    assert seen.runs[0]["forgetting"] < free.runs[0]["forgetting"]
+    free, seen, own = go(), go("head.mask=seen"), go("head.mask=experience")
+    assert own.runs[0]["forgetting"] < free.runs[0]["forgetting"]
+    assert seen.matrix[0, 0] >= free.matrix[0, 0]
+    assert not np.triu(seen.matrix, 1).any()  # a class not yet met cannot be answered
+    joint = go("head.mask=seen", "method=joint")
+    assert joint.matrix.min() > 0.5  # all classes are met at once
     with_task = go("stream.scenario=task")
     assert with_task.runs[0]["acc"] > free.runs[0]["acc"] + 0.3
 
@@ -184,8 +190,34 @@ def test_a_seed_that_diverges_names_level_and_step_and_keeps_what_it_has(go: Go)
     assert (result.path / "report.html").exists()
 
 
-def test_a_diverged_seed_does_not_stop_the_others(go: Go, tmp_path: Path) -> None:
-    assert [r["status"] for r in go("optim.lr=1e12", "optim.momentum=0", "seeds=2").runs] == ["diverged", "diverged"]
+def test_a_diverged_seed_does_not_stop_the_others(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, learners = Learner.learn, []
+
+    def learn(self: Learner, rows: torch.Tensor) -> None:
+        learners.append(self)
+        if self is learners[0] and self.step == 20:
+            raise Diverged("planted")
+        inner(self, rows)
+
+    monkeypatch.setattr(Learner, "learn", learn)
+    result = go("seeds=2")
+    assert [r["status"] for r in result.runs] == ["diverged", "done"]
+    assert result.mean["acc"] == result.runs[1]["acc"]
+
+
+def test_weights_that_are_lost_in_the_last_step_are_noticed(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Learner.learn
+
+    def learn(self: Learner, rows: torch.Tensor) -> None:
+        inner(self, rows)
+        if self.step == 17:
+            next(iter(self.model.parameters())).data.fill_(math.nan)
+
+    monkeypatch.setattr(Learner, "learn", learn)
+    result = go("stream.n_experiences=5", "trainer.epochs=1", "method=joint", "trainer.batch_size=80")
+    assert result.runs[0]["cost"]["steps"] == 17
+    assert result.status == "diverged"
+    assert "NaN in evaluation in experience 0, step 17" in result.problems[0]
 
 
 def test_a_finished_run_is_not_trained_again(go: Go) -> None:
@@ -196,10 +228,59 @@ def test_a_finished_run_is_not_trained_again(go: Go) -> None:
     assert (result.path / "seed-0" / "summary.json").read_bytes() == before
 
 
+def test_a_resume_on_other_data_is_refused(go: Go, tmp_path: Path) -> None:
+    def save(n: int) -> None:
+        x = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+        np.savez(tmp_path / "mine.npz", x=x, y=np.arange(n) % 4)
+
+    save(400)
+    result = go("stream=tensors", f"stream.path={tmp_path / 'mine.npz'}")
+    save(800)
+    (result.path / "seed-0" / "summary.json").unlink()  # as if it had been killed just before its end
+    with pytest.raises(UserError, match="not those it was begun with"):
+        resume(result.path)
+
+
+def test_flops_count_what_a_method_adds(go: Go) -> None:
+    naive, replay = go().runs[0]["cost"], go("method=replay").runs[0]["cost"]
+    assert naive["examples"] == 2 * sum(train_sizes(go()))
+    assert replay["steps"] == naive["steps"]
+    assert replay["examples"] > 1.5 * naive["examples"]
+    assert replay["flops"] == pytest.approx(naive["flops"] * replay["examples"] / naive["examples"])
+
+
+def test_what_is_judged_on_validation_data_never_sees_the_test_part(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, seen = Learner.evaluate, []
+
+    def evaluate(self: Learner, examples: Examples, size: int) -> tuple[float, int]:
+        seen.append(examples)
+        return inner(self, examples, size)
+
+    monkeypatch.setattr(Learner, "evaluate", evaluate)
+    result = go("evaluate.parts=[validation]", "evaluate.anytime_steps=20", "evaluate.gain=true", "trainer.epochs=1")
+    held = {e["n_validation"] for e in rundir.read_events(result.path / "seed-0" / "events.jsonl") if "n_test" in e}
+    assert {len(examples) for examples in seen} == held
+    assert result.runs[0]["judged_on"] == "validation"
+
+
+def test_a_flushed_level_has_a_rate_before_its_first_tick(go: Go) -> None:
+    slow = ["levels.slow={params: ['*.bias'], period_steps: 100}", "trainer.allow_idle=true", "trainer.at_border=flush"]
+    result = go(*slow, "schedule.shape=linear", "schedule.scope=experience")
+    assert result.status == "done"
+    assert {level["name"]: level["updates"] for level in result.runs[0]["levels"]}["slow"] == 5
+
+
+def test_threads_are_as_before_afterwards(go: Go) -> None:
+    before = torch.get_num_threads()
+    result = go(f"trainer.threads={before + 1}", "trainer.epochs=1")
+    assert rundir.read_json(result.path / "seed-0" / "environment.json")["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
 def test_a_resume_with_another_config_shows_the_difference(go: Go) -> None:
     result = go()
-    with pytest.raises(UserError, match=r"optim\.lr: recorded 0\.05, now 0\.5"):
-        resume(result.path, config=compose(["trainer.epochs=2", "trainer.progress=false", "optim.lr=0.5"]))
+    with pytest.raises(UserError, match=r"differs: optim\.lr: recorded 0\.05, now 0\.5\. Resume"):
+        resume(result.path, overrides=["optim.lr=0.5", "checkpoint.every_seconds=1"])
 
 
 def test_a_full_disk_in_the_middle_loses_nothing(go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +310,7 @@ def test_a_full_disk_in_the_middle_loses_nothing(go: Go, tmp_path: Path, monkeyp
         ("trainer.devices=2", "more than one device"),
         ("trainer.accelerator=gpu", "no CUDA device"),
         ("evaluate.parts=[]", "evaluate.parts"),
+        ("head.mask=seen; stream.scenario=domain", "class scenario only"),
         ("levels={all: {params: rest, chunk_tokens: 4}}", "token clock"),
         ("levels.all.period_steps=50", "fewer than 10"),
         ("levels.slow={params: ['hed.*'], period_steps: 2}", "matches no parameter"),
@@ -240,4 +322,4 @@ def test_what_cannot_work_is_refused_before_training(go: Go, override: str, word
     if override.startswith("trainer.accelerator") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(UserError, match=words):
-        go(override)
+        go(*override.split("; "))

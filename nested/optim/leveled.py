@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nested.config import Schedule
-from nested.errors import Diverged
+from nested.errors import Diverged, UserError
 from nested.levels import Level, assign, due, ticks
 from nested.optim.schedule import rate_factor
 from nested.signature import build
@@ -44,7 +44,8 @@ class Leveled(torch.optim.Optimizer):
         super().__init__([{"params": ps} for ps in self.members.values()], {})
         self.param_groups = [g for rule in self.rules.values() for g in rule.param_groups]
         for group in self.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+            if "lr" in group:
+                group.setdefault("initial_lr", group["lr"])
         self.clip_norm, self.at_border = clip_norm, at_border
         self.schedule = schedule or Schedule()
         self.tick = self.skipped = self._skipped_in_a_row = 0
@@ -66,7 +67,7 @@ class Leveled(torch.optim.Optimizer):
         """Treat what is gathered but not yet applied, as `at_border` says."""
         for level in self.levels:
             if self.count[level.name] and self.at_border == "flush":
-                self._update(level)
+                self._update(level, extra=1)
             if self.at_border != "carry":
                 self.gathered[level.name], self.count[level.name] = [], 0
 
@@ -135,7 +136,8 @@ class Leveled(torch.optim.Optimizer):
                 held.add_(p.grad)
         self.count[level.name] += 1
 
-    def _update(self, level: Level) -> None:
+    def _update(self, level: Level, extra: int = 0) -> None:
+        """Apply what is gathered; `extra` is 1 for an update between two ticks."""
         params = self.members[level.name]
         if level.period > 1:
             for p, held in zip(params, self.gathered[level.name], strict=True):
@@ -146,20 +148,20 @@ class Leveled(torch.optim.Optimizer):
                         p.grad.div_(self.count[level.name])
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(params, self.clip_norm)
-        self._set_rate(level)
+        self._set_rate(level, extra)
         self.rules[level.name].step()
         self.updates[level.name] += 1
         if level.period > 1:
             self.gathered[level.name], self.count[level.name] = [], 0
 
-    def _set_rate(self, level: Level) -> None:
+    def _set_rate(self, level: Level, extra: int) -> None:
         if self.schedule.shape == "constant" and not self.schedule.warmup:
             return
         stream = self.schedule.scope == "stream"
         first = 0 if stream else self.experience_start
         last = self.stream_steps if stream else self.experience_start + self.experience_steps
-        done = ticks(level, first, self.tick) - 1
-        factor = rate_factor(self.schedule, done, ticks(level, first, last))
+        done = ticks(level, first, self.tick) - 1 + extra
+        factor = rate_factor(self.schedule, done, ticks(level, first, last) + extra)
         for group in self.rules[level.name].param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -204,6 +206,14 @@ def leveled(
         level = next(level for level in levels if level.name == name)
         where = f"levels.{name}.optim" if level.rule else "optim"
         rules[name] = build(level.rule or optim, where, params=[parameters[n] for n in members], model=model)
-        for group in rules[name].param_groups:
-            group["lr"] *= level.lr_scale
+        if level.lr_scale != 1.0:
+            _scale(rules[name], level)
     return Leveled(levels, rules, clip_norm, at_border, schedule)
+
+
+def _scale(rule: torch.optim.Optimizer, level: Level) -> None:
+    for group in rule.param_groups:
+        if "lr" not in group:
+            text = f"{type(rule).__name__} has no rate to scale; leave it 1"
+            raise UserError(text, key=f"levels.{level.name}.lr_scale", seen=level.lr_scale)
+        group["lr"] *= level.lr_scale

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nested.config import compose
-from nested.loop import Loop, order
+from nested.loop import Loop
+from nested.plan import order
 from nested.run import prepare
 from nested.rundir import SeedDir, as_stored
 
