@@ -168,7 +168,7 @@ WRONG = {
     "out of bounds": (["model=rabbit", "model.ears=5"], "model.ears", ["5 is not allowed", "int >= 1 and <= 4"]),
     "no such word": (["model=rabbit", "model.fur=whit"], "model.fur", ["did you mean 'white'", "white | brown"]),
     "wrong type": (["stream=tea_party", "stream.guests=many"], "stream.guests", ["'many'", "int >= 2"]),
-    "unknown key": (["method=hatter", "method.madnes=1"], None, ["did you mean 'method.madness'"]),
+    "unknown key": (["method=hatter", "method.madnes=1"], "method.madnes", ["did you mean 'method.madness'"]),
     "their own refusal": (["stream=tea_party", "stream.guests=5"], "stream.guests", ["5 guests", "two by two"]),
     "bound of an optimizer": (["optim=cake", "optim.lr=0"], "optim.lr", ["0 is not allowed", "float > 0"]),
     "unknown choice": (["model=rabit"], "model", ["did you mean 'rabbit'"]),
