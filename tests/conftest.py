@@ -1,9 +1,17 @@
 """Fixtures for all tests. Real data is optional: tests that want it skip, with a reason, where it is absent."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers each time; a test that never imports torch is not made to."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")
