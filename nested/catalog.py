@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nested.config import Components, Groups, LevelConfig, Tracking, Trainer, composed, conf_dirs, flatten, options
 from nested.errors import UserError, unknown
-from nested.signature import Argument, arguments, locate, spell
+from nested.signature import Argument, arguments, locate, spell, takes, wants_maker
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -50,6 +50,12 @@ def sentence(file: Path, shared: bool = False) -> str:
         return comment
     doc = documentation(target) if target else None
     return first_sentence(doc) if doc else comment or target or _schema_doc(file.parent.name)
+
+
+def taking(group: str, argument: str) -> list[str]:
+    """Our choices of a group whose component asks for a context argument of this name, such as `vocabulary`."""
+    targets = {name: _target(_file(group, name, None)) for name in options(group)}
+    return [name for name, target in targets.items() if target and takes(locate(target, group), argument)]
 
 
 def _target(file: Path) -> str | None:
@@ -154,11 +160,17 @@ def _explained(group: str, section: Mapping[str, Any], comments: Mapping[str, st
 
 
 def _component_rows(where: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The keys of a component and, each below its own, of the components it is given."""
+    """The keys of a component and, each below its own, of the components it is given.
+
+    A component that is handed over as a maker gets what its section leaves out from the one that makes it.
+    """
+    known = arguments(locate(str(section["_target_"]), f"{where}._target_"))
     rows = []
-    for row in _rows(where, arguments(locate(str(section["_target_"]), f"{where}._target_")), section, comments):
-        inner = isinstance(row["value"], Mapping) and "_target_" in row["value"]
-        rows += [row, *(_component_rows(row["key"], row["value"], comments) if inner else [])]
+    for argument, row in zip(known.values(), _rows(where, known, section, comments), strict=True):
+        rows.append(row)
+        if isinstance(row["value"], Mapping) and "_target_" in row["value"]:
+            below = _component_rows(row["key"], row["value"], comments)
+            rows += [r for r in below if not (r["needed"] and wants_maker(argument))]
     return rows
 
 

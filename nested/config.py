@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from nested.errors import UserError, unknown
-from nested.signature import Bound, build, checked, locate
+from nested.signature import Bound, arguments, build, checked, locate, wants_maker
 
 __all__ = ["Bound", "Config", "build", "compose", "conf_dirs", "flatten", "from_dict"]
 
@@ -100,9 +100,12 @@ class LevelConfig:
     params: list[str] | str  # globs over parameter names, or `rest`: all that no other level names
     period_steps: Positive | None = None  # stream clock: optimizer steps between two updates
     chunk_tokens: Positive | None = None  # token clock: observed tokens between two updates
-    gather: Literal["mean", "sum"] = "mean"  # how the gradients of a period become one
-    lr_scale: Annotated[float, Bound(gt=0)] = 1.0  # the level's rate as a multiple of its rule's
-    optim: dict[str, Any] | None = None  # null = the run's optimizer
+    eta: Annotated[float, Bound(ge=0)] | None = None  # token clock: inner rate, needed there
+    clip_norm: Annotated[float, Bound(gt=0)] | None = None  # token clock: norm of a sequence's gathered gradient
+    reset: bool = False  # token clock: back to the initial state when the next slower level learns
+    gather: Literal["mean", "sum"] | None = None  # gradients of a period; null = mean, or sum on the token clock
+    lr_scale: Annotated[float, Bound(gt=0)] = 1.0  # stream clock: the level's rate as a multiple of its rule's
+    optim: dict[str, Any] | None = None  # stream clock: null = the run's optimizer
 
 
 @dataclass(frozen=True)
@@ -276,8 +279,6 @@ def _innermost(raw: Mapping[str, Any], path: str) -> tuple[str, Mapping[str, Any
 
 
 def _keys(section: Any, where: str) -> list[str]:
-    from nested.signature import arguments
-
     if not isinstance(section, Mapping):
         return []
     own = [k for k in flatten(section) if k != "_target_" and not k.endswith("._target_")]
@@ -340,7 +341,7 @@ def from_dict(raw: Mapping[str, Any], choices: Mapping[str, str] | None = None) 
 
 
 def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    from nested.signature import arguments, value_of
+    from nested.signature import value_of
 
     known = arguments(Config)
     plain = {n: value_of(v, known[n].annotation, n) for n, v in values.items()}
@@ -361,6 +362,7 @@ def _level(name: str, section: Any) -> LevelConfig:
         raise UserError(
             "give period_steps (stream clock) or chunk_tokens (token clock), and not both", key=key, seen=section
         )
+    _one_clock(level, key)
     if isinstance(level.params, str) and level.params != "rest":
         raise UserError(
             f"{level.params!r} is not allowed; a list of globs, or the word rest",
@@ -372,15 +374,29 @@ def _level(name: str, section: Any) -> LevelConfig:
     return level
 
 
-def _component(name: str, section: Any) -> dict[str, Any]:
-    """Check names, types and bounds of a component's values without building it."""
+def _one_clock(level: LevelConfig, key: str) -> None:
+    """Raise UserError for a key of the other clock, or an inner rate that is missing."""
+    here, there = ("stream", "token") if level.period_steps else ("token", "stream")
+    foreign = {"stream": ("eta", "clip_norm", "reset"), "token": ("lr_scale", "optim")}[here]
+    plain = {f.name: f.default for f in fields(LevelConfig)}
+    for name in foreign:
+        if getattr(level, name) != plain[name]:
+            text = f"belongs to the {there} clock, and this level is on the {here} clock; leave it out"
+            raise UserError(text, key=f"{key}.{name}", seen=getattr(level, name))
+    if here == "token" and level.eta is None:
+        raise UserError("a level on the token clock needs its inner rate, a number >= 0", key=f"{key}.eta")
+
+
+def _component(name: str, section: Any, whole: bool = True) -> dict[str, Any]:
+    """Check names, types and bounds of a component's values without building it; not `whole`: some come later."""
     if not isinstance(section, Mapping) or "_target_" not in section:
         raise UserError("a section with a _target_ is needed", key=name, seen=section)
     function = locate(section["_target_"], f"{name}._target_")
-    values = checked(function, {k: v for k, v in section.items() if k != "_target_"}, name)
+    known = arguments(function)
+    values = checked(function, {k: v for k, v in section.items() if k != "_target_"}, name, () if whole else known)
     for key, value in values.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            values[key] = _component(f"{name}.{key}", value)
+            values[key] = _component(f"{name}.{key}", value, not wants_maker(known[key]))
     return {"_target_": section["_target_"], **values}
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nested.errors import Diverged, UserError
 from nested.methods.method import Method
 from nested.optim.leveled import Leveled
+from nested.sequences.exact_match import exact_match
 from nested.streams.stream import Batch, Examples, Experience, Stream
 
 Rows = tuple[int, int, Tensor]  # epoch, batch, rows of the experience's training examples
@@ -78,33 +79,36 @@ class Learner(L.LightningModule):
         return self.cursor.step
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, *S) -> (B, n_outputs), no mask."""
+        """(B, *S) -> (B, n_outputs), or (B, T, n_outputs) where each position has a target; no mask."""
         return self.model(x)
 
     def _context(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.where.type, torch.bfloat16) if self.mixed else nullcontext()
 
     def logits(self, x: Tensor, task: Tensor, training: bool) -> Tensor:
-        """(B, *S), (B,) -> (B, n_outputs): outputs that may not compete are at minus infinity."""
+        """(B, *S), (B,) -> outputs as of forward(), with those that may not compete at minus infinity."""
         with self._context():
             out = self.model(x)
         allowed = self._masks.allowed(task, self.cursor.experience, training)
-        return out if allowed is None else out.masked_fill(~allowed, -math.inf)
+        if allowed is None:
+            return out
+        return out.masked_fill(~allowed.reshape(len(x), *[1] * (out.ndim - 2), -1), -math.inf)  # equal at all positions
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross entropy of the batch, or mean squared error for regression."""
+        """Mean cross entropy over the batch (over all judged positions in it), or mean squared error for regression."""
         out = self.logits(batch.x, batch.task, training=True)
         if self.stream.regression:
             return F.mse_loss(out.float() if self.mixed else out, batch.y)
-        return F.cross_entropy(out.float() if self.mixed else out, batch.y)
+        return F.cross_entropy((out.float() if self.mixed else out).flatten(0, -2), batch.y.flatten())
 
     def fetch(self, examples: Examples, rows: Tensor) -> Batch:
-        """A batch in this run's precision, on its device."""
+        """A batch in this run's precision (tokens stay integers), on its device."""
         x, y, task = examples.batch(rows)
         y = y.to(self.dtype_in) if self.stream.regression else y
-        if x.dtype is self.dtype_in and self.where.type == "cpu":
+        wanted = torch.int64 if self.stream.vocabulary is not None else self.dtype_in
+        if x.dtype is wanted and self.where.type == "cpu":
             return Batch(x, y, task)
-        return Batch(x.to(self.where, self.dtype_in), y.to(self.where), task.to(self.where))
+        return Batch(x.to(self.where, wanted), y.to(self.where), task.to(self.where))
 
     def configure_optimizers(self) -> Leveled:
         """The one optimizer of the whole run: a new one at each border would lose every momentum."""
@@ -172,7 +176,10 @@ class Learner(L.LightningModule):
 
     @torch.no_grad()
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[float, int]:
-        """(correct answers, or summed mean squared error; number of examples), with the model in evaluation mode."""
+        """(correct answers, or summed mean squared error; number of examples), with the model in evaluation mode.
+
+        A sequence with a target for each position is one answer: correct when every judged position is.
+        """
         training = self.model.training
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64 if self.stream.regression else torch.int64)
@@ -183,6 +190,8 @@ class Learner(L.LightningModule):
             lost |= out.isnan().any()
             if self.stream.regression:
                 total += F.mse_loss(out.double(), y.double(), reduction="none").flatten(1).mean(1).sum().cpu()
+            elif self.stream.per_position:
+                total += exact_match(out.argmax(-1), y).sum().cpu()
             else:
                 total += (out.argmax(1) == y).sum().cpu()
         self.model.train(training)

@@ -1,15 +1,17 @@
 """The central noun: a level is some parameters, the clock on which they learn, and how.
 
-No optimizer and no autograd here: the engines (`optim/leveled.py` for the stream clock) import this file, never the
-other way round. Source: Nested Learning, section 3.2, definitions 2 and 3.
+No optimizer and no autograd here: the engines (`optim/leveled.py` for the stream clock, `inner.py` for the token clock)
+import this file, never the other way round. Every trainable parameter has exactly one level on the stream clock; any
+parameter may also be in at most one on the token clock, where each sequence has a copy of its own that starts from it.
+Source: "Nested Learning" (arXiv 2512.24695v1) section 3.2, definitions 2 and 3; section 7.1 for the token clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nested.errors import UserError, nearest
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 FEWEST_TICKS = 10  # a level that ticks fewer times in a run has hardly learned: an error unless it is asked for
 
 
+class Parametrised(Protocol):
+    """Anything with named parameters, as a torch module has them."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]: ...
+
+
 @dataclass(frozen=True)
 class Level:
     """Parameters that learn together: at every `period`-th tick of a clock, by one rule, from a gathered gradient."""
@@ -29,9 +37,18 @@ class Level:
     params: tuple[str, ...] | Literal["rest"]  # globs over parameter names; rest: all that no other level names
     period: int = 1  # optimizer steps (stream clock) or tokens (token clock)
     clock: Literal["stream", "token"] = "stream"
-    gather: Literal["mean", "sum"] = "mean"  # Eq. 71 prints a sum; on the stream clock a mean is the default
-    rule: Mapping[str, Any] | None = None  # optimizer section; None = the run's
-    lr_scale: float = 1.0  # multiplies the rule's rate
+    gather: Literal["mean", "sum"] | None = None  # None = mean on the stream clock, on the token clock Eq. 71's sum
+    rule: Mapping[str, Any] | None = None  # stream clock: optimizer section; None = the run's
+    lr_scale: float = 1.0  # stream clock: multiplies the rule's rate
+    eta: float | None = None  # token clock: inner rate
+    clip_norm: float | None = None  # token clock: norm of one sequence's gathered gradient; None = no clipping
+    reset: bool = False  # token clock: back to the initial state whenever the next slower level learns (Eq. 72)
+
+    def __post_init__(self) -> None:
+        if self.gather is None:
+            object.__setattr__(self, "gather", "mean" if self.clock == "stream" else "sum")
+        if self.clock == "token" and self.eta is None:
+            raise UserError("a level on the token clock needs its inner rate eta", key=f"levels.{self.name}.eta")
 
 
 def due(level: Level, tick: int) -> bool:
@@ -55,6 +72,9 @@ def from_config(section: Mapping[str, LevelConfig]) -> list[Level]:
             gather=c.gather,
             rule=c.optim,
             lr_scale=c.lr_scale,
+            eta=c.eta,
+            clip_norm=c.clip_norm,
+            reset=c.reset,
         )
         for name, c in section.items()
     ]
@@ -69,16 +89,7 @@ def assign(levels: Sequence[Level], model: nn.Module) -> dict[str, list[str]]:
     stream = [level for level in levels if level.clock == "stream"]
     _one_rest(stream)
     found = {level.name: _matched(level, names) for level in stream if level.params != "rest"}
-    owner: dict[str, str] = {}
-    for level, members in found.items():
-        for name in members:
-            if name in owner:
-                raise UserError(
-                    f"parameter {name!r} is in two levels, {owner[name]!r} and {level!r}; make their globs disjoint",
-                    key=f"levels.{level}.params",
-                    seen=name,
-                )
-            owner[name] = level
+    owner = _owners(found)
     left = [name for name in names if name not in owner]
     rest = next((level.name for level in stream if level.params == "rest"), None)
     if rest is None and left:
@@ -94,6 +105,96 @@ def assign(levels: Sequence[Level], model: nn.Module) -> dict[str, list[str]]:
             )
         found[rest] = left
     return {level.name: found[level.name] for level in stream}
+
+
+def token_levels(levels: Sequence[Level]) -> list[Level]:
+    """Those on the token clock, fastest first; levels with equal chunks stay in their order."""
+    return sorted((level for level in levels if level.clock == "token"), key=lambda level: level.period)
+
+
+def assign_tokens(levels: Sequence[Level], model: Parametrised) -> dict[str, list[str]]:
+    """Token level -> names of the parameters that are its initial state, fastest level first; frozen ones may be.
+
+    Raises UserError for a glob that matches nothing, a parameter in two of them, chunks that are no multiples of the
+    shortest or, where a level is reset, do not nest.
+    """
+    ordered = token_levels(levels)
+    if not ordered:
+        raise UserError("there is none on the token clock; give one chunk_tokens and eta", key="levels")
+    names = [name for name, _ in model.named_parameters()]
+    for level in ordered:
+        if level.params == "rest":
+            text = "a level on the token clock names its parameters; a list of globs is needed"
+            raise UserError(text, key=f"levels.{level.name}.params", seen="rest")
+    _check_nesting(ordered)
+    found = {level.name: _matched(level, names) for level in ordered}
+    _owners(found)
+    return found
+
+
+def next_slower(level: Level, levels: Sequence[Level]) -> Level | None:
+    """The token level whose update ends the context of `level`; None for the slowest."""
+    return next((other for other in token_levels(levels) if other.period > level.period), None)
+
+
+def check_chunks(levels: Sequence[Level], tokens: int) -> None:
+    """Raise UserError for a token level that never learns in a sequence of so many tokens (the last has no label)."""
+    for level in token_levels(levels):
+        if level.period > tokens - 1:
+            raise UserError(
+                f"a chunk of {level.period} tokens is longer than the sequence: {tokens} tokens have {tokens - 1} "
+                f"labels; take at most {tokens - 1}, or longer sequences",
+                key=f"levels.{level.name}.chunk_tokens",
+                seen=level.period,
+                allowed=tokens - 1,
+            )
+
+
+def _check_nesting(ordered: Sequence[Level]) -> None:
+    shortest = ordered[0]
+    for level in ordered:
+        if level.period % shortest.period:
+            raise UserError(
+                f"chunks of {level.period} tokens do not nest with those of {shortest.name!r}: a multiple of "
+                f"{shortest.period} is needed, for example {_nearest_multiple(level.period, shortest.period)}",
+                key=f"levels.{level.name}.chunk_tokens",
+                seen=level.period,
+                allowed=f"multiples of {shortest.period}",
+            )
+        slower = next_slower(level, ordered)
+        if level.reset and slower is None:
+            text = (
+                "the slowest level has no slower one to be reset by; its context is the whole sequence: leave it false"
+            )
+            raise UserError(text, key=f"levels.{level.name}.reset", seen=True, allowed=False)
+        if level.reset and slower is not None and slower.period % level.period:
+            raise UserError(
+                f"chunks of {slower.period} tokens do not hold whole chunks of {level.name!r}, which is reset at their "
+                f"end: a multiple of {level.period} is needed, for example "
+                f"{_nearest_multiple(slower.period, level.period)}",
+                key=f"levels.{slower.name}.chunk_tokens",
+                seen=slower.period,
+                allowed=f"multiples of {level.period}",
+            )
+
+
+def _nearest_multiple(number: int, of: int) -> int:
+    return max(1, round(number / of)) * of
+
+
+def _owners(found: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Parameter -> its level. Raises UserError when it is in two."""
+    owner: dict[str, str] = {}
+    for level, members in found.items():
+        for name in members:
+            if name in owner:
+                raise UserError(
+                    f"parameter {name!r} is in two levels, {owner[name]!r} and {level!r}; make their globs disjoint",
+                    key=f"levels.{level}.params",
+                    seen=name,
+                )
+            owner[name] = level
+    return owner
 
 
 def _one_rest(levels: Sequence[Level]) -> None:

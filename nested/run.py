@@ -21,14 +21,15 @@ from nested.config import Config, amend, build, flatten, from_dict
 from nested.environment import difference, environment
 from nested.errors import Diverged, Interrupted, UserError
 from nested.learner import Learner
-from nested.levels import check_ticks, from_config
+from nested.levels import assign_tokens, check_ticks, from_config, token_levels
 from nested.loop import Display, Loop, Stopped
 from nested.metrics import METRICS
 from nested.optim.leveled import leveled
 from nested.plan import Plan, judged
 from nested.result import Result
 from nested.rundir import SeedDir
-from nested.streams.stream import Stream
+from nested.signature import locate, takes
+from nested.streams.stream import Examples, Stream
 
 Say = Callable[[str], None]
 
@@ -94,8 +95,9 @@ def check(config: Config) -> None:
             seen=[],
             allowed=["test", "validation"],
         )
+    reads = takes(locate(config.model["_target_"], "model._target_"), "token_levels")
     for name, level in config.levels.items():
-        if level.chunk_tokens is not None:
+        if level.chunk_tokens is not None and not reads:
             text = f"{config.model['_target_']} has no level on the token clock; give period_steps"
             raise UserError(text, key=f"levels.{name}.chunk_tokens", seen=level.chunk_tokens)
 
@@ -104,17 +106,25 @@ def rehearse(config: Config) -> Stream:
     """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
     learner = prepare(config, config.seed_list()[0])
     check_ticks(learner.optimizer.levels, Plan(learner, config.trainer).total_steps, config.trainer.allow_idle)
-    examples = learner.stream.experiences[0].train
-    x, _, _ = learner.fetch(examples, torch.arange(min(2, len(examples))))
+    first = learner.stream.experiences[0]
+    for examples in (first.train, first.test) if learner.stream.per_position else (first.train,):
+        _rehearse(learner, examples)  # sequences that only judge may be longer
+    return learner.stream
+
+
+def _rehearse(learner: Learner, examples: Examples) -> None:
+    """Read one small batch. Raises UserError for outputs of another shape than the stream's targets need."""
+    x, y, _ = learner.fetch(examples, torch.arange(min(2, len(examples))))
     learner.model.eval()
     with torch.no_grad():
         out = learner.model(x)
-    wanted = (len(x), learner.stream.n_outputs)
+    positions = y.shape[1:] if learner.stream.per_position else ()
+    wanted = (len(x), *positions, learner.stream.n_outputs)
     seen = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
     if seen != wanted:
-        text = f"its output for {tuple(x.shape)} is {seen}; (batch, n_outputs) = {wanted} is needed"
+        form = "(batch, T, n_outputs)" if positions else "(batch, n_outputs)"
+        text = f"its output for {tuple(x.shape)} is {seen}; {form} = {wanted} is needed"
         raise UserError(text, key="model._target_", seen=seen, allowed=wanted)
-    return learner.stream
 
 
 def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
@@ -125,11 +135,30 @@ def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
     np.random.seed(seed % 2**32)
     built: Stream = stream or build(config.stream, "stream", seed=seed, root=config.data.root)
     torch.manual_seed(seed)  # after the stream: equal initial weights whatever it drew
-    model = build(config.model, "model", sample_shape=built.sample_shape, n_outputs=built.n_outputs)
+    _check_reads_tokens(config, built)
+    known = ("sample_shape", "n_outputs", "vocabulary", "per_position")  # what a model may ask of the stream, by name
+    levels = from_config(config.levels)
+    reading = tuple(token_levels(levels))
+    given = {name: getattr(built, name) for name in known}
+    model = build(config.model, "model", token_levels=reading, **given)
     model.to(device, torch.float64 if t.precision == "64-true" else None)
+    if reading:
+        assign_tokens(reading, model)  # whatever is wrong with them is said before anything is trained
     method = build(config.method, "method", seed=seed)
-    optimizer = leveled(from_config(config.levels), model, config.optim, t.clip_norm, t.at_border, config.schedule)
+    optimizer = leveled(levels, model, config.optim, t.clip_norm, t.at_border, config.schedule)
     return Learner(model, built, optimizer, method, config.head.mask, t.precision, device)
+
+
+def _check_reads_tokens(config: Config, stream: Stream) -> None:
+    """Raise UserError for a model of float samples on a stream of tokens."""
+    target = config.model["_target_"]
+    if stream.vocabulary is None or takes(locate(target, "model._target_"), "vocabulary"):
+        return
+    from nested.catalog import taking
+
+    able = taking("model", "vocabulary")
+    text = f"{target} takes no `vocabulary`, and the samples of {stream.name} are tokens; models that do: "
+    raise UserError(text + (", ".join(able) or "none yet"), key="model._target_", seen=target, allowed=able)
 
 
 def one_seed(config: Config, seed: int, path: Path, result: Result, say: Say, stream: Stream | None = None) -> str:

@@ -8,14 +8,28 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union
 
 from nested.errors import UserError, unknown
 
-Context = frozenset({"self", "params", "sample_shape", "n_outputs", "root", "args", "kwargs"})
+Context = frozenset(
+    {
+        "self",
+        "params",
+        "sample_shape",
+        "n_outputs",
+        "vocabulary",
+        "per_position",
+        "token_levels",
+        "root",
+        "args",
+        "kwargs",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -94,14 +108,24 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
     return found
 
 
+def wants_maker(argument: Argument) -> bool:
+    """Whether a section given for it is handed over as a `Callable` that builds it, not as what it builds."""
+    return typing.get_origin(argument.annotation) is Callable
+
+
 def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether `function` has a parameter of that name."""
     parameters = inspect.signature(function).parameters
     return name in parameters
 
 
-def checked(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`values`, each coerced to its declared type. Raises UserError for an unknown or missing key, type or bound."""
+def checked(
+    function: Callable[..., Any], values: Mapping[str, Any], where: str, later: Collection[str] = ()
+) -> dict[str, Any]:
+    """`values`, each coerced to its declared type. Raises UserError for an unknown or missing key, type or bound.
+
+    Keys named in `later` come from elsewhere and may be missing.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{values!r} is not allowed; its keys are given one by one", key=where, seen=values)
     known = arguments(function)
@@ -110,7 +134,7 @@ def checked(function: Callable[..., Any], values: Mapping[str, Any], where: str)
         if name not in known:
             raise unknown("key", f"{where}.{name}", [f"{where}.{k}" for k in known])
         result[name] = value_of(value, known[name].annotation, f"{where}.{name}")
-    missing = [n for n, a in known.items() if a.required and n not in values and n != "seed"]
+    missing = [n for n, a in known.items() if a.required and n not in values and n != "seed" and n not in later]
     if missing:
         raise UserError(
             f"a value is needed: {where}.{missing[0]}=... ({known[missing[0]]})", key=f"{where}.{missing[0]}"
@@ -200,6 +224,8 @@ def spell(annotation: Any) -> str:
         return " ".join([spell(inner[0]), *(str(b) for b in inner[1:] if isinstance(b, Bound))])
     if origin is Literal:
         return " | ".join(str(w) for w in inner)
+    if origin is Callable:
+        return "a section with a _target_"
     if origin in (Union, types.UnionType):
         return " or ".join(s for s in (spell(a) for a in inner) if s != "Tensor")
     if _fixed(annotation):
@@ -214,14 +240,17 @@ def spell(annotation: Any) -> str:
 def build(section: Mapping[str, Any], where: str, **context: Any) -> Any:
     """Call the `_target_` of a config section with its checked values and the context its signature asks for.
 
-    Values that are sections themselves are built first, with the same context.
+    Values that are sections themselves are built first, with the same context; where the signature wants a `Callable`
+    it gets one that builds the section, as often as it is called and with what more context it is given.
     """
     values = {k: v for k, v in section.items() if k != "_target_"}
     function = locate(section["_target_"], f"{where}._target_")
-    values = checked(function, values, where)
+    known = arguments(function)
+    values = checked(function, values, where, context)
     for name, value in values.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            values[name] = build(value, f"{where}.{name}", **context)
+            maker = partial(build, value, f"{where}.{name}", **context)
+            values[name] = maker if wants_maker(known[name]) else maker()
     for name, value in context.items():
         if takes(function, name) and values.get(name) is None:
             values[name] = value

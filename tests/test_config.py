@@ -8,6 +8,7 @@ import pytest
 
 from nested.config import compose, flatten, from_dict, options
 from nested.errors import UserError
+from nested.levels import from_config
 from nested.rundir import as_stored
 
 
@@ -64,6 +65,12 @@ def test_a_level_may_be_added_and_given_its_own_optimizer() -> None:
         ("levels.all.period_steps=0", ["levels.all.period_steps", "int >= 1"]),
         ("levels.all.perod_steps=2", ["levels.all.perod_steps", "did you mean 'levels.all.period_steps'"]),
         ("levels.all.chunk_tokens=2", ["levels.all", "not both"]),
+        ("levels.t={params: ['*.mlp.*'], chunk_tokens: 4}", ["levels.t.eta", "token clock", "number >= 0"]),
+        ("levels.t={params: ['*'], chunk_tokens: 4, eta: -1}", ["levels.t.eta", "float >= 0"]),
+        ("levels.t={params: ['*'], chunk_tokens: 4, eta: 1, clip_norm: 0}", ["levels.t.clip_norm", "float > 0"]),
+        ("levels.t={params: ['*'], chunk_tokens: 4, eta: 1, lr_scale: 2}", ["levels.t.lr_scale", "stream clock"]),
+        ("levels.all.eta=0.1", ["levels.all.eta", "token clock"]),
+        ("levels.all.reset=true", ["levels.all.reset", "token clock"]),
         ("levels.all.params=everything", ["levels.all.params", "rest"]),
         ("trainer.precision=16", ["trainer.precision", "32-true"]),
         ("seed=-1", ["seed", "int >= 0"]),
@@ -80,6 +87,14 @@ def test_wrong_overrides_are_one_line_that_helps(override: str, words: list[str]
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_level_on_the_token_clock_gathers_a_sum_and_keeps_its_own_settings() -> None:
+    written = "levels.t={params: ['*'], chunk_tokens: 4, eta: 0.1, clip_norm: 1, reset: true}"
+    stream, token = from_config(compose(["model=mlp", written]).levels)
+    assert (stream.clock, stream.period, stream.gather, stream.eta) == ("stream", 1, "mean", None)
+    assert (token.clock, token.period, token.gather, token.eta) == ("token", 4, "sum", 0.1)
+    assert (token.clip_norm, token.reset) == (1.0, True)
 
 
 def test_a_config_survives_its_file() -> None:

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from nested.errors import UserError
-from nested.levels import Level, assign, check_ticks, due, ticks
+from nested.levels import Level, assign, assign_tokens, check_chunks, check_ticks, due, next_slower, ticks, token_levels
 
 
 def network() -> nn.Module:
@@ -52,3 +52,74 @@ def test_a_level_that_hardly_ticks_is_refused() -> None:
     check_ticks(levels, 20, allow_idle=True)
     with pytest.raises(UserError, match=r"period 11 gives 9 updates in 109 steps.*at most 10"):
         check_ticks(levels, 109, allow_idle=False)
+
+
+def token(name: str, params: tuple[str, ...], period: int, **more: object) -> Level:
+    return Level(name, params, period, "token", eta=0.1, **more)  # type: ignore[arg-type]
+
+
+def test_gradients_are_gathered_as_a_mean_on_the_stream_clock_and_as_equation_71_prints_on_the_token_clock() -> None:
+    assert Level("a", "rest").gather == "mean"
+    assert token("a", ("*",), 4).gather == "sum"
+    assert token("a", ("*",), 4, gather="mean").gather == "mean"
+
+
+def test_a_parameter_may_have_a_level_on_each_clock() -> None:
+    model = network()
+    levels = [Level("all", "rest"), token("slow", ("head.*",), 8), token("fast", ("body.weight",), 4)]
+    assert assign(levels, model) == {"all": ["body.weight", "body.bias", "head.weight", "head.bias"]}
+    assert assign_tokens(levels, model) == {"fast": ["body.weight"], "slow": ["head.weight", "head.bias"]}
+    assert [level.name for level in token_levels(levels)] == ["fast", "slow"]
+
+
+def test_a_frozen_parameter_may_learn_on_the_token_clock() -> None:
+    model = network().requires_grad_(False)
+    assert assign_tokens([token("fast", ("head.weight",), 2)], model) == {"fast": ["head.weight"]}
+
+
+def test_the_next_slower_level_ends_a_context() -> None:
+    levels = [token("c", ("c",), 12), token("a", ("a",), 2), token("b", ("b",), 4), token("a2", ("d",), 2)]
+    found = [next_slower(level, levels) for level in levels]
+    assert [level.name if level else None for level in found] == [None, "b", "c", "b"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        ([Level("all", "rest")], ["none on the token clock", "chunk_tokens"]),
+        ([token("a", ("haed.*",), 2)], ["'haed.*' matches no parameter", "head.weight"]),
+        ([token("a", ("*",), 2), token("b", ("head.*",), 4)], ["'head.weight' is in two levels", "'a'", "'b'"]),
+        ([Level("a", "rest", 2, "token", eta=0.1)], ["levels.a.params", "a list of globs"]),
+        (
+            [token("a", ("head.*",), 4), token("b", ("body.*",), 6)],
+            ["levels.b.chunk_tokens", "6 tokens do not nest with those of 'a'", "a multiple of 4"],
+        ),
+        (
+            [token("a", ("head.bias",), 2), token("b", ("head.weight",), 4, reset=True), token("c", ("body.*",), 6)],
+            ["levels.c.chunk_tokens", "6 tokens do not hold whole chunks of 'b'", "a multiple of 4"],
+        ),
+        ([token("a", ("head.*",), 2, reset=True)], ["levels.a.reset", "slowest"]),
+    ],
+)
+def test_wrong_token_levels_are_named_with_their_bound(levels: list[Level], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        assign_tokens(levels, network())
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_chunks_need_not_nest_where_nothing_is_reset_beyond_the_shortest() -> None:
+    levels = [token("a", ("head.bias",), 2), token("b", ("head.weight",), 4), token("c", ("body.*",), 6)]
+    assert list(assign_tokens(levels, network())) == ["a", "b", "c"]
+
+
+def test_a_token_level_needs_its_inner_rate() -> None:
+    with pytest.raises(UserError, match=r"levels\.a\.eta: .*token clock"):
+        Level("a", ("*",), 4, "token")
+
+
+def test_a_chunk_longer_than_the_sequence_is_refused_with_the_longest() -> None:
+    levels = [Level("all", "rest", 99), token("a", ("head.*",), 8)]
+    check_chunks(levels, 9)
+    with pytest.raises(UserError, match=r"levels\.a\.chunk_tokens: a chunk of 8 tokens .* 8 tokens have 7 labels"):
+        check_chunks(levels, 8)

@@ -79,6 +79,14 @@ class Patches(nn.Module):
         self.project = nn.Linear(values, width)
         self.position = nn.Parameter(torch.empty(tokens, width).normal_(std=0.02))
 
+    def pieces(self, x: Tensor) -> Tensor:
+        """x (B, *sample_shape) -> what its tokens say, (B, T, P)."""
+        return cut(x, self.patch)
+
+    def embed(self, pieces: Tensor) -> Tensor:
+        """The first T' pieces (B, T', P) of each sample -> (B, T', D)."""
+        return self.project(pieces) + self.position[: pieces.shape[1]]
+
     def forward(self, x: Tensor) -> Tensor:
         """x (B, *sample_shape) -> (B, T, D)."""
-        return self.project(cut(x, self.patch)) + self.position
+        return self.embed(self.pieces(x))

@@ -43,9 +43,11 @@ class Replay(Method):
         self._kept = self.memory.kept()  # (M,) ids
 
     def attach(self, learner: Learner) -> None:
-        if learner.stream.regression and self.policy == "class_balanced":
+        stream = learner.stream
+        if (stream.regression or stream.per_position) and self.policy == "class_balanced":
+            seen = "numbers" if stream.regression else "one for each position"
             raise UserError(
-                "class_balanced needs classes and this stream's targets are numbers; use reservoir",
+                f"class_balanced needs a class for each sample and this stream's targets are {seen}; use reservoir",
                 key="method.policy",
                 seen=self.policy,
                 allowed=["reservoir"],

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from nested.config import Bound
 from nested.errors import UserError
+from nested.sequences.exact_match import IGNORED
 from nested.streams.assemble import Transforms, assemble, examples, own_heads, shared_head
 from nested.streams.boundaries import Boundary
 from nested.streams.check import check
 from nested.streams.parts import Parts, divide
 from nested.streams.seeding import generator
-from nested.streams.stream import Experience, Scenario, Source, Stream
+from nested.streams.stream import Experience, Indexable, Scenario, Source, Stream
 from nested.streams.transforms import Permutation, Rotation
 
 __all__ = ["Source", "by_task", "permuted", "rotated", "split"]
@@ -48,8 +49,9 @@ def split(
     the classes do not divide.
     """
     seed, n_classes = seed or 0, check(source)
-    if source.regression:
-        raise UserError("float targets have no classes to split; use a `task` for each sample", key="stream.scenario")
+    if source.regression or source.per_position:
+        what = "float targets" if source.regression else "targets for each position"
+        raise UserError(f"{what} have no classes to split; use a `task` for each sample", key="stream.scenario")
     each = _classes_each(n_classes, n_experiences)
     order = (
         torch.randperm(n_classes, generator=generator(seed, "classes")) if shuffle_classes else torch.arange(n_classes)
@@ -91,7 +93,8 @@ def by_task(
 
     Classes that occur in the tasks used are numbered anew, in the order of their labels. In the domain scenario targets
     are the labels where tasks share some, else the rank of the class within its task. In the task scenario tasks that
-    share labels get outputs of their own (target = task * K + label). Float targets need the domain scenario.
+    share labels get outputs of their own (target = task * K + label). Float targets need the domain scenario. Of
+    sequences with a target for each position, every part is as wide as its longest.
     """
     seed, n_labels, task = seed or 0, check(source), source.task
     if task is None:
@@ -99,7 +102,7 @@ def by_task(
     order = _task_order(int(task.max()) + 1, n_experiences, generator(seed, "tasks") if shuffle_tasks else None)
     position = torch.full((int(task.max()) + 1,), -1).index_copy_(0, order, torch.arange(len(order)))
     task = position[task]  # (M,) place in the stream, -1 where left out
-    strata = task if source.regression else task * n_labels + source.y
+    strata = task if source.regression or source.per_position else task * n_labels + source.y
     parts = divide(source, strata, validation, test, seed)
     if source.regression:
         _check_domain(scenario)
@@ -182,6 +185,8 @@ def _transformed(
 ) -> Stream:
     """One task for each transform of the same data; tasks share tensors of rows and, where they can, of targets."""
     n, n_tasks = check(source), len(transforms)
+    if source.vocabulary is not None or source.per_position:
+        raise UserError(f"sequences cannot be {kind}; images and flat samples can", key="stream", seen=source.name)
     if scenario == "class":
         raise UserError(
             f"a {kind} stream has the same classes in every task, so no class is ever new; use domain (one head) "
@@ -211,14 +216,27 @@ def _transformed(
 def _experiences(
     source: Source, parts: Parts, task: Tensor, targets: Tensor, names: list[str], classes: Sequence[Sequence[int]]
 ) -> list[Experience]:
-    """One experience for each task: its rows of every part. task (M,), targets (M,) or (M, K)."""
+    """One experience for each task: its rows of every part. task (M,), targets (M,), (M, K) or (M, T)."""
+    used = [rows[task[rows] >= 0] for rows in parts]
+    data = [_as_wide_as_needed(source, targets, rows) for rows in used]
     made = []
     for k, name in enumerate(names):
-        mine = [rows[task[rows] == k] for rows in parts]
+        mine = [(rows[task[rows] == k], x, y) for rows, (x, y) in zip(used, data)]
         made.append(
-            Experience(k, name, k, tuple(classes[k]), *(examples(source.x, r, targets[r], k, None) for r in mine))
+            Experience(k, name, k, tuple(classes[k]), *(examples(x, rows, y[rows], k, None) for rows, x, y in mine))
         )
     return made
+
+
+def _as_wide_as_needed(source: Source, targets: Tensor, rows: Tensor) -> tuple[Tensor | Indexable, Tensor]:
+    """Samples and targets; of sequences the columns up to the last that is judged in any of `rows`: views, no copies.
+
+    Long strings that only judge so cost nothing in training.
+    """
+    if not source.per_position or not isinstance(source.x, Tensor) or len(rows) == 0:
+        return source.x, targets
+    width = int((targets[rows] != IGNORED).any(0).nonzero().max()) + 1
+    return source.x[:, :width], targets[:, :width]
 
 
 def _classes_each(n_classes: int, n_experiences: int) -> int:
@@ -244,21 +262,28 @@ def _task_order(n_tasks: int, wanted: int | None, draw: torch.Generator | None) 
 
 
 def _renumbered(y: Tensor, task: Tensor, n_tasks: int) -> tuple[Tensor, list[list[int]]]:
-    """Labels (M,) counted over the tasks in use (0 elsewhere), and the labels of each task."""
-    used = y[task >= 0].unique()
-    labels = torch.searchsorted(used, y).clamp(max=len(used) - 1)
-    return labels, [labels[task == k].unique().tolist() for k in range(n_tasks)]
+    """Labels (M,) or (M, T) counted over the tasks in use (0 elsewhere), and the labels of each task."""
+    used = _judged(y[task >= 0])
+    labels = torch.searchsorted(used, y.contiguous()).clamp(max=len(used) - 1)
+    labels = labels.where(y != IGNORED, IGNORED)
+    return labels, [_judged(labels[task == k]).tolist() for k in range(n_tasks)]
+
+
+def _judged(labels: Tensor) -> Tensor:
+    """The different labels that occur, in order."""
+    return labels[labels != IGNORED].unique()
 
 
 def _task_targets(labels: Tensor, task: Tensor, members: list[list[int]], scenario: Scenario) -> tuple[Tensor, Tensor]:
-    """Targets (M,) and the outputs of each task."""
+    """Targets (M,) or (M, T) and the outputs of each task."""
     n_tasks, n_classes, counts = len(members), max(map(max, members)) + 1, sorted({len(m) for m in members})
     shared = sum(map(len, members)) > n_classes
     if scenario == "class" or (scenario == "domain" and shared):
         return labels, shared_head(n_tasks, n_classes)
     if scenario == "task" and shared:
         outputs = [[k * n_classes + c for c in own] for k, own in enumerate(members)]
-        return task.clamp(min=0) * n_classes + labels, own_heads(outputs, n_tasks * n_classes)
+        first = (task.clamp(min=0) * n_classes).reshape(-1, *[1] * (labels.ndim - 1))
+        return (first + labels).where(labels != IGNORED, IGNORED), own_heads(outputs, n_tasks * n_classes)
     if scenario == "task":
         return labels, own_heads(members, n_classes)
     if len(counts) > 1:
@@ -270,7 +295,7 @@ def _task_targets(labels: Tensor, task: Tensor, members: list[list[int]], scenar
     rank = torch.zeros(n_classes, dtype=torch.int64)
     for own in members:
         rank[own] = torch.arange(len(own))
-    return rank[labels], shared_head(n_tasks, counts[0])
+    return rank[labels.clamp(min=0)].where(labels != IGNORED, IGNORED), shared_head(n_tasks, counts[0])
 
 
 def _check_domain(scenario: Scenario) -> None:

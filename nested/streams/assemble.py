@@ -58,6 +58,7 @@ def assemble(
         regression=source.regression,
         digest=digest(source.x, visited),
         task_outputs=task_outputs,
+        vocabulary=source.vocabulary,
     )
 
 

@@ -25,10 +25,13 @@ def to_avalanche(stream: Stream) -> Any:
     """The stream as an Avalanche benchmark with the streams train, valid and test, equal sample by sample.
 
     The task label of a sample is its task in the task scenario and 0 otherwise, as Avalanche has it. Raises UserError
-    for regression.
+    for regression and for sequences.
     """
     if stream.regression:
         raise UserError("Avalanche's classification benchmarks take no float targets", key="stream", seen=stream.name)
+    if stream.vocabulary is not None or stream.per_position:
+        text = "Avalanche's classification benchmarks take one label for a sample of floats; this stream has sequences"
+        raise UserError(text, key="stream", seen=stream.name)
     from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 
     labelled = stream.scenario == "task"

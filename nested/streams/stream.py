@@ -1,6 +1,6 @@
 """What a stream is made of: rows of one shared base, experiences in order, and what is known of the whole.
 
-Shapes: N rows, B batch, S sample shape (images are C, H, W).
+Shapes: N rows, B batch, T tokens, S sample shape (images are C, H, W; sequences of tokens are T).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Indexable(Protocol):
 
 
 class Batch(NamedTuple):
-    """A mini-batch: x (B, *S) float32, y (B,) int64 or (B, K) float32, task (B,) int64."""
+    """A mini-batch: x (B, *S) float32 or (B, T) int64, y (B,) or (B, T) int64 or (B, K) float32, task (B,) int64."""
 
     x: Tensor
     y: Tensor
@@ -42,12 +42,13 @@ class Batch(NamedTuple):
 class Examples:
     """Rows of one shared base with their targets and tasks; the only copy of the data is `base`.
 
-    A base of uint8 is read as float32 in 0..1. `transforms`, one per task, apply to the rows of their task when read.
+    A base of uint8 is read as float32 in 0..1, one of int64 (tokens) as it is. `transforms`, one per task, apply to the
+    rows of their task when read. Targets (N, T) int64 are one for each position, IGNORED where none is judged.
     """
 
     base: Tensor | Indexable  # (M, *S)
     index: Tensor  # (N,) int64, rows of base
-    targets: Tensor  # (N,) int64 or (N, K) float32
+    targets: Tensor  # (N,) or (N, T) int64, or (N, K) float32
     task: Tensor  # (N,) int64
     transforms: tuple[Callable[[Tensor], Tensor], ...] | None = None
 
@@ -129,15 +130,21 @@ class Stream:
     scenario: Scenario
     experiences: tuple[Experience, ...]
     n_outputs: int
-    sample_shape: tuple[int, ...]
+    sample_shape: tuple[int, ...]  # of the longest part: sequences that are trained on may be shorter
     regression: bool
     digest: str  # hash of the data and of the split
     task_outputs: Tensor  # (tasks, n_outputs) bool: outputs each task may use; all of them but in the task scenario
+    vocabulary: int | None = None  # samples are int64 tokens below it; None: samples are floats
 
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller score is a better one: so for regression, judged by squared error."""
         return self.regression
+
+    @property
+    def per_position(self) -> bool:
+        """Whether there is a target for each position of a sequence: outputs are then (B, T, n_outputs)."""
+        return not self.regression and self.experiences[0].train.targets.ndim == 2
 
     @property
     def n_tasks(self) -> int:
@@ -165,15 +172,22 @@ class Source:
     """Data before it is arranged as a stream.
 
     `test_index` names the official test rows, `validation_index` official validation rows, where there are any;
-    `task` (M,) the task of each row, where the data bring their own.
+    `task` (M,) the task of each row, where the data bring their own. With a `vocabulary` x is (M, T) of tokens below
+    it, padded on the right; y (M, T) has a target for each position, IGNORED where none is judged (as at padding).
     """
 
     name: str
     x: Tensor | Indexable  # (M, *S)
-    y: Tensor  # (M,) int64, or (M, K) float32 for regression
+    y: Tensor  # (M,) or (M, T) int64, or (M, K) float32 for regression
     test_index: Tensor | None = None  # (T,) int64
     validation_index: Tensor | None = None  # (V,) int64
     task: Tensor | None = None  # (M,) int64 in 0..tasks-1
     regression: bool = False
     class_names: tuple[str, ...] | None = None
     task_names: tuple[str, ...] | None = None
+    vocabulary: int | None = None
+
+    @property
+    def per_position(self) -> bool:
+        """Whether there is a target for each position of a sequence."""
+        return not self.regression and self.y.ndim == 2

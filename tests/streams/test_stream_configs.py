@@ -12,8 +12,9 @@ from nested.errors import UserError
 from nested.signature import build, locate
 
 CHOICES = [
-    "avalanche", "image_folder", "omniglot", "permuted_digits", "permuted_mnist", "rotated_digits", "rotated_mnist",
-    "split_cifar10", "split_cifar100", "split_digits", "split_fashion_mnist", "split_mnist", "tensors",
+    "avalanche", "formal_languages", "image_folder", "mad", "omniglot", "permuted_digits", "permuted_mnist", "recall",
+    "rotated_digits", "rotated_mnist", "split_cifar10", "split_cifar100", "split_digits", "split_fashion_mnist",
+    "split_mnist", "tensors",
 ]  # fmt: skip
 NEEDED = {"tensors": ["stream.path=x"], "image_folder": ["stream.path=x"], "avalanche": ["stream.benchmark=x"]}
 

@@ -1,0 +1,136 @@
+"""HOPE's frame: reading token by token, levels on both clocks, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_map
+
+from nested.errors import UserError
+from nested.inner import initial_state, read
+from nested.levels import Level
+from nested.signature import build
+
+ATTENTION = {"_target_": "nested.memory.attention.AttentionMemory"}
+FAST = Level("fast", ("*.continuum.0.*",), 2, "token", eta=0.3)
+SLOW = Level("slow", ("*.continuum.1.*",), 4, "token", eta=0.2)
+
+
+def hope(levels=(), memory=ATTENTION, shape=(9,), outputs=5, vocabulary: int | None = 5, per_position=True, **given):
+    torch.manual_seed(0)
+    small = {"width": 8, "depth": 2, "heads": 2, "hidden": 12, "n_levels": 2}
+    section = {"_target_": "nested.models.hope.Hope", "memory": memory, **small, **given}
+    context = {"vocabulary": vocabulary, "per_position": per_position, "token_levels": tuple(levels)}
+    return build(section, "model", sample_shape=shape, n_outputs=outputs, **context).double()
+
+
+def tokens(batch: int = 3, n: int = 9) -> torch.Tensor:
+    return torch.randint(5, (batch, n))
+
+
+def by_hand(net, x: torch.Tensor, levels) -> torch.Tensor:
+    """Logits of one sequence (1, T), chunk by chunk, with weights written into a copy: no code of `inner` in it."""
+    net = copy.deepcopy(net)
+    net.levels = ()
+    params = dict(net.named_parameters())
+    members = {lv.name: [n for n in params if lv.params[0].strip("*") in n] for lv in levels}
+    gathered = {n: torch.zeros_like(p) for n, p in params.items()}
+    states, logits, chunk = net.initial_states(), [], levels[0].period
+    for first in range(0, x.shape[1], chunk):
+        net.zero_grad()
+        h, after = net.blocks(net.entry(x[:, first : first + chunk]), states)
+        states = tree_map(lambda t: t.detach(), after)
+        logits.append(net.outputs(h))
+        labels = x[:, first + 1 : first + chunk + 1]
+        if labels.shape[1] < chunk:
+            continue
+        F.cross_entropy(logits[-1].mT, labels, reduction="sum").backward()
+        for level in levels:
+            for n in members[level.name]:
+                gathered[n] += params[n].grad
+                if (first + chunk) % level.period == 0:
+                    params[n].data -= level.eta * gathered[n]
+                    gathered[n].zero_()
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("length", [5, 9, 10])
+def test_a_language_model_is_a_loop_over_chunks_written_by_hand(length):
+    net, x = hope([FAST, SLOW], shape=(length,), inner_loss="task"), tokens(1, length)
+    torch.testing.assert_close(net(x), by_hand(net, x, [FAST, SLOW]), rtol=1e-10, atol=1e-12)
+
+
+def test_its_loss_is_what_the_inner_loop_reads():
+    net, x = hope([FAST, SLOW], inner_loss="task"), tokens()
+    nll, _ = read(net, net.levels, initial_state(net, net.levels, 3), x)
+    wanted = F.cross_entropy(net(x)[:, :-1].mT, x[:, 1:], reduction="none")
+    torch.testing.assert_close(nll, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("inner_loss", ["task", "next_token"])
+@pytest.mark.parametrize("connection", ["sequential", "headwise"])
+def test_every_parameter_learns(inner_loss, connection):
+    net, x = hope([FAST, SLOW], inner_loss=inner_loss, connection=connection), tokens()
+    F.cross_entropy(net(x).mT, x).backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_reading_changes_what_it_says_and_rate_zero_does_not():
+    x = tokens()
+    still = hope()(x)
+    frozen = [Level(level.name, level.params, level.period, "token", eta=0.0) for level in (FAST, SLOW)]
+    torch.testing.assert_close(hope(frozen, inner_loss="task")(x), still, rtol=0, atol=1e-12)
+    torch.testing.assert_close(hope([FAST], inner="off")(x), still, rtol=0, atol=1e-12)
+    learned = hope([FAST, SLOW], inner_loss="task")(x)
+    torch.testing.assert_close(learned[:, :2], still[:, :2], rtol=0, atol=1e-12)
+    assert (learned[:, 2:] - still[:, 2:]).abs().max() > 1e-3
+
+
+def test_no_position_sees_a_later_token():
+    net, x = hope([FAST, SLOW], inner_loss="task"), tokens()
+    changed = x.clone()
+    changed[:, 6:] = (x[:, 6:] + 1) % 5
+    torch.testing.assert_close(net(x)[:, :6], net(changed)[:, :6], rtol=0, atol=1e-13)
+    assert not torch.allclose(net(x)[:, 6:], net(changed)[:, 6:])
+
+
+def test_a_batch_is_its_sequences():
+    net, x = hope([FAST, SLOW]), tokens()
+    torch.testing.assert_close(net(x), torch.cat([net(row) for row in x.split(1)]), rtol=0, atol=1e-12)
+
+
+def test_a_classifier_of_images_reads_patches():
+    net = hope([FAST], shape=(1, 8, 8), vocabulary=None, per_position=False)
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    assert net(x).shape == (3, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x)[:1], net(x[:1]), rtol=0, atol=1e-12)
+    F.cross_entropy(net(x), torch.tensor([0, 1, 2])).backward()
+    assert net.next_token.predict.weight.grad.abs().sum() > 0
+    static = hope([FAST], shape=(1, 8, 8), vocabulary=None, per_position=False, inner="off")
+    assert not torch.allclose(static(x), net(x))
+
+
+def test_evaluation_learns_within_the_sequence_too():
+    net, x = hope([FAST, SLOW], inner_loss="task"), tokens()
+    with torch.no_grad():
+        quiet = net.eval()(x)
+    torch.testing.assert_close(quiet, net.train()(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"levels": [Level("fast", ("head.*",), 2, "token", eta=0.1)]}, "levels.fast.params"),
+        ({"levels": [Level("fast", ("*.continuum.0.*",), 9, "token", eta=0.1)]}, "levels.fast.chunk_tokens"),
+        ({"levels": [FAST], "inner": "first_order"}, "model.inner"),
+        ({"levels": [FAST], "inner_loss": "task", "outputs": 4}, "model.inner_loss"),
+        ({"levels": [FAST], "inner_loss": "task", "per_position": False}, "model.inner_loss"),
+        ({"patch": 3}, "model.patch"),
+    ],
+)
+def test_what_cannot_learn_is_refused(given, key):
+    with pytest.raises(UserError) as caught:
+        hope(**given)
+    assert caught.value.key == key
