@@ -68,13 +68,16 @@ def test_what_is_in_it(installed: Installed) -> None:
     assert "nested/report/page.html.j2" in code
     assert "conf/model/hope_attention.yaml" in copied
     assert code | {f"nested/{n}" for n in copied} <= names
+    kernels = {n.removeprefix("kernels/") for n in below(ROOT / "kernels", "*.py")}
+    assert "nested_kernels/delta_rule/op.py" in kernels
+    assert kernels <= names
     assert "nested/py.typed" in names
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
 
 
 def test_what_is_not_in_it(installed: Installed) -> None:
     names = zipfile.ZipFile(installed.wheel).namelist()
-    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"nested"}
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"nested", "nested_kernels"}
     assert not [n for n in names if "third_party" in n or "__pycache__" in n or n.endswith((".pyc", ".db"))]
     assert not [n for n in names if n.startswith(("nested/tests", "nested/runs", "nested/docs"))]
     size = sum(i.file_size for i in zipfile.ZipFile(installed.wheel).infolist())
