@@ -6,12 +6,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nested.optim.associative_adam import AssociativeAdam
+    from nested.optim.deep_momentum import DeepMomentum
+    from nested.optim.delta_gradient_descent import DeltaGradientDescent
     from nested.optim.delta_momentum import DeltaMomentum
+    from nested.optim.m3 import M3
     from nested.optim.muon import Muon
+    from nested.optim.preconditioned_momentum import PreconditionedMomentum
 
-__all__ = ["DeltaMomentum", "Muon"]
+__all__ = [
+    "M3",
+    "AssociativeAdam",
+    "DeepMomentum",
+    "DeltaGradientDescent",
+    "DeltaMomentum",
+    "Muon",
+    "PreconditionedMomentum",
+]
 
-_homes = {"DeltaMomentum": "nested.optim.delta_momentum", "Muon": "nested.optim.muon"}
+_homes = {
+    "AssociativeAdam": "nested.optim.associative_adam",
+    "DeepMomentum": "nested.optim.deep_momentum",
+    "DeltaGradientDescent": "nested.optim.delta_gradient_descent",
+    "DeltaMomentum": "nested.optim.delta_momentum",
+    "M3": "nested.optim.m3",
+    "Muon": "nested.optim.muon",
+    "PreconditionedMomentum": "nested.optim.preconditioned_momentum",
+}
 
 
 def __getattr__(name: str) -> Any:
