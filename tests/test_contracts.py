@@ -224,7 +224,8 @@ def problem() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 
 def optimizer_of(choice: str, params: list[torch.Tensor]) -> torch.optim.Optimizer:
-    return build(section("optim", choice), "optim", params=params)
+    """These are the parameters of no layer, so the model that a run would give with them is an empty one."""
+    return build(section("optim", choice), "optim", params=params, model=torch.nn.Module())
 
 
 def distance(params: list[torch.Tensor], goals: list[torch.Tensor]) -> torch.Tensor:

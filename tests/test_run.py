@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_run import small_learner
 
 from nested import rundir
 from nested.config import compose
 from nested.errors import Diverged, NestedError, UserError
 from nested.learner import Learner
+from nested.levels import Level
+from nested.models.mlp import MLP
 from nested.plan import order
 from nested.result import Result
 from nested.run import resume, run
@@ -311,7 +314,10 @@ def test_a_full_disk_in_the_middle_loses_nothing(go: Go, tmp_path: Path, monkeyp
         ("trainer.accelerator=gpu", "no CUDA device"),
         ("evaluate.parts=[]", "evaluate.parts"),
         ("head.mask=seen; stream.scenario=domain", "class scenario only"),
-        ("levels={all: {params: rest, chunk_tokens: 4}}", "token clock"),
+        (
+            "levels.t={params: ['head.*'], chunk_tokens: 4, eta: 0.1}",
+            "levels.t.chunk_tokens: .*no level on the token clock",
+        ),
         ("levels.all.period_steps=50", "fewer than 10"),
         ("levels.slow={params: ['hed.*'], period_steps: 2}", "matches no parameter"),
         ("stream.n_experiences=3", "divide"),
@@ -323,3 +329,27 @@ def test_what_cannot_work_is_refused_before_training(go: Go, override: str, word
         pytest.skip("there is a CUDA device here")
     with pytest.raises(UserError, match=words):
         go(*override.split("; "))
+
+
+class Reading(MLP):
+    """A model that names `token_levels`, and keeps them."""
+
+    def __init__(self, sample_shape: tuple[int, ...], n_outputs: int, token_levels: tuple[Level, ...] = ()):
+        super().__init__(sample_shape, n_outputs, ())
+        self.token_levels = token_levels
+
+
+def test_token_levels_reach_a_model_that_names_them_fastest_first_and_beside_the_stream_levels() -> None:
+    slow = "levels.slow={params: [head.bias], chunk_tokens: 8, eta: 0.1}"
+    fast = "levels.fast={params: [head.weight], chunk_tokens: 4, eta: 0.2, reset: true}"
+    learner = small_learner("model={_target_: test_run.Reading}", slow, fast)
+    assert isinstance(learner.model, Reading)
+    assert [(lv.name, lv.period, lv.eta, lv.reset) for lv in learner.model.token_levels] == [
+        ("fast", 4, 0.2, True),
+        ("slow", 8, 0.1, False),
+    ]
+    assert [lv.name for lv in learner.optimizer.levels] == ["all"]
+    with pytest.raises(UserError, match=r"levels\.slow\.chunk_tokens: .*multiple of 4"):
+        small_learner("model={_target_: test_run.Reading}", slow.replace("8", "6"), fast)
+    with pytest.raises(UserError, match=r"model\.token_levels"):
+        small_learner("model={_target_: test_run.Reading, token_levels: []}", fast)
