@@ -34,8 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from nested.learner import Learner
 from nested.methods.method import Method
+from nested.plan import order
 
 FOLDER = Path("reports/level_study")
 TUNING, ORDERS = [100, 101, 102], list(range(10))
@@ -138,52 +141,51 @@ class FrozenAfterFirst(Method):
 
 def one(cell: Cell) -> list[Cell]:
     """Run one cell; a row for each view of the weights that the method has, the last being the model itself."""
-    from nested import metrics
+    from nested import cost, metrics
     from nested.config import compose
-    from nested.run import run
-
-    with tempfile.TemporaryDirectory() as runs:
-        config = compose([*cell["overrides"], f"seed={cell['seed']}", f"runs={runs}"])
-        result = run(config)
-        about = {k: v for k, v in cell.items() if k != "overrides"} | {"status": result.status}
-        if result.status != "done":
-            return [about]
-        summary = result.runs[0]
-        about |= {k: summary["cost"][k] for k in ("flops", "parameter_updates", "train_seconds")}
-        views = json.loads((result.path / f"seed-{cell['seed']}" / "matrix.json").read_text())["views"]
-        part = "test" if cell["step"] == "contest" else "validation"
-        rows = []
-        for view, parts in views.items():
-            scores = np.array(parts[part]["sum"]) / np.array(parts[part]["count"])
-            values = metrics.summarise(scores[1:], scores[0], lower_is_better=False)
-            rows.append({**about, "view": view, **{k: values[k] for k in ("acc", "forgetting", "learning_acc")}})
-        if cell["step"] == "contest":
-            rows[-1]["recovery"] = recovery(config, result, cell["seed"])
-        return rows
-
-
-def recovery(config: Any, result: Any, seed: int) -> list[float]:
-    """Accuracy on the first experience after each of `RELEARN` further steps on it, from where the run ended."""
-    import torch
-
+    from nested.errors import Diverged
     from nested.loop import Loop
-    from nested.plan import order
     from nested.run import prepare
     from nested.rundir import SeedDir
 
-    learner = prepare(config, seed)
-    Loop(learner, config, SeedDir(result.path / f"seed-{seed}"), seed).restore()
+    config = compose([*cell["overrides"], f"seed={cell['seed']}"])
+    torch.set_num_threads(1)
+    about = {k: v for k, v in cell.items() if k != "overrides"}
+    with tempfile.TemporaryDirectory() as folder:  # the loop of `nested run`, without its page
+        learner = prepare(config, cell["seed"])
+        loop = Loop(learner, config, SeedDir.open(Path(folder) / "seed", {}), cell["seed"])
+        try:
+            loop.run()
+        except Diverged as error:
+            return [about | {"status": f"diverged: {error}"}]
+    batch = learner.fetch(learner.examples, torch.arange(config.trainer.batch_size))
+    about |= {
+        "status": "done", "flops": cost.step_flops(learner, batch) // len(batch.y) * learner.cursor.examples,
+        "parameter_updates": sum(lv["parameters"] * lv["updates"] for lv in cost.levels_table(learner)),
+        "train_seconds": loop.seconds["train"],
+    }  # fmt: skip
+    rows = []
+    for view, parts in loop.matrices.items():
+        scores = parts[loop.judged].compute().numpy()
+        values = metrics.summarise(scores[1:], scores[0], lower_is_better=False)
+        rows.append({**about, "view": view, **{k: values[k] for k in ("acc", "forgetting", "learning_acc")}})
+    if cell["step"] == "contest":
+        rows[-1]["recovery"] = recovery(learner, cell["seed"], config.trainer.batch_size)
+    return rows
+
+
+def recovery(learner: Learner, seed: int, batch_size: int) -> list[float]:
+    """Accuracy on the first experience after each of `RELEARN` further steps on it, from where the run ended."""
     first = learner.stream.experiences[0]
     learner.examples, learner.cursor.experience = first.train, len(learner.stream.experiences) - 1
     learner.optimizer.start_experience(RELEARN[-1], learner.step + RELEARN[-1])
-    batches = itertools.cycle(order(seed, 0, 1000, len(first.train)).split(config.trainer.batch_size))
+    batches = itertools.cycle(order(seed, 0, 1000, len(first.train)).split(batch_size))
     found = []
-    with torch.random.fork_rng():
-        for step in range(RELEARN[-1] + 1):
-            if step in RELEARN:
-                right, total = learner.evaluate(first.test, 512)
-                found.append(right / total)
-            learner.learn(next(batches))
+    for step in range(RELEARN[-1] + 1):
+        if step in RELEARN:
+            right, total = learner.evaluate(first.test, 512)
+            found.append(right / total)
+        learner.learn(next(batches))
     return found
 
 

@@ -1,4 +1,4 @@
-"""docs/equations.md says where each equation of the paper is: every name in it is checked, and no equation is left out."""
+"""docs/equations.md says where each equation of the paper is: its names are checked, and no equation is left out."""
 
 import ast
 import re

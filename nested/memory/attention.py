@@ -51,8 +51,10 @@ class AttentionMemory(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         if width % (2 * heads):
-            text = f"a width of {width} is no multiple of twice the {heads} heads, which rotary positions need"
-            raise UserError(text, key="model.heads", seen=heads)
+            allowed = [n for n in range(1, width // 2 + 1) if width % (2 * n) == 0]
+            text = f"a width of {width} is no multiple of twice the {heads} heads, which rotary positions need; "
+            text += f"heads that fit: {', '.join(map(str, allowed)) or 'none, take an even width'}"
+            raise UserError(text, key="model.heads", seen=heads, allowed=allowed)
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)

@@ -66,8 +66,9 @@ class SelfModifyingTitans(nn.Module):
     """Memories that generate their own keys, values, learning rate and retention, and modify themselves while reading.
 
     eta_max None is the contractive bound of objective, rule and chunk length (halved by `monotone`); 0 writes nothing.
-    `alpha_start` and `eta_start` are what the gates are before training. `hidden` and `erase` belong to memory "mlp":
-    `hidden` None is the head's width; `erase` "input" leaves the rank-one erase to the layer that sees the key.
+    `alpha_start` and `eta_start` are what the gates are before training; with `alpha` "one" nothing is forgotten.
+    `hidden` and `erase` belong to memory "mlp": `hidden` None is the head's width; `erase` "input" leaves the rank-one
+    erase to the layer that sees the key.
     Raises UserError for heads that do not divide the width, chunk lengths that do not nest, rates beyond the bound.
     """
 
@@ -84,6 +85,7 @@ class SelfModifyingTitans(nn.Module):
         read: Read = "cumulative",
         retain: Retain = "initial",
         gates: Gate = "hard",
+        alpha: Literal["gate", "one"] = "gate",
         alpha_start: Annotated[float, Bound(ge=0, le=1)] = 0.97,
         eta_start: Annotated[float, Bound(ge=0, le=1)] = 0.25,
         eta_max: Annotated[float, Bound(ge=0)] | None = None,
@@ -98,6 +100,8 @@ class SelfModifyingTitans(nn.Module):
             if seen not in get_args(allowed):
                 raise unknown(name, seen, get_args(allowed), f"model.{name}")
         _check(width, heads, adaptive, chunk, projection_chunk)
+        scalars = Scalars if alpha == "gate" else tuple(n for n in Scalars if n != "alpha")
+        adaptive = tuple(n for n in adaptive if n in (*Vectors, *scalars))
         longest = max(chunk, projection_chunk)
         if eta_max is None:
             eta_max = bound(objective, rule, "self", anchor=longest, monotone=monotone)
@@ -116,10 +120,10 @@ class SelfModifyingTitans(nn.Module):
             self.memories = ResidualBank(self.head_width, heads, adaptive, terms(objective, rule), E, erase)
         if adaptive:
             self.input = nn.Linear(width, width, bias=False)
-        outs = {**dict.fromkeys(Vectors, width), **dict.fromkeys(Scalars, heads)}
+        outs = {**dict.fromkeys(Vectors, width), **dict.fromkeys(scalars, heads)}
         self.static = nn.ModuleDict({n: nn.Linear(width, o, bias=False) for n, o in outs.items() if n not in adaptive})
         self.eta_bias = nn.Parameter(torch.full((heads,), gate_bias(eta_start, gates, "model.eta_start")))
-        self.alpha_bias = nn.Parameter(torch.full((heads,), gate_bias(alpha_start, gates)))
+        self.alpha_bias = nn.Parameter(torch.full((heads,), gate_bias(alpha_start, gates))) if alpha == "gate" else None
         self.beta = nn.Linear(width, heads) if momentum else None
         self.output = nn.Linear(width, width, bias=False)
 
@@ -142,7 +146,7 @@ class SelfModifyingTitans(nn.Module):
         """
         before = self._start(x, state)
         projected = {name: project(x) for name, project in self.static.items()}
-        if len(self.static) < len(Vectors) + len(Scalars):
+        if hasattr(self, "input"):
             projected["x"] = self.input(x)
         if self.beta is not None:
             projected["beta"] = self.beta(x)
@@ -162,7 +166,8 @@ class SelfModifyingTitans(nn.Module):
         if self.retain == "initial":
             initial = tuple(w.repeat(B, *[1] * (w.ndim - 1)) for w in self._initial_weights())
         live, anchor, momentum = (tuple(w.flatten(0, 1) for w in part) for part in before[:3])
-        bias = _wide(torch.stack([self.eta_bias, self.alpha_bias], -1)).repeat(B, 1).unsqueeze(1)  # (Z, 1, 2)
+        biases = [_wide(b) for b in (self.eta_bias, self.alpha_bias) if b is not None]
+        bias = torch.stack(biases, -1).repeat(B, 1).unsqueeze(1)  # (Z, 1, 2), without alpha (Z, 1, 1)
         tokens = {n: unit(z) if n in ("x", *Vectors) else z for n, z in tokens.items()}
         positions, lengths = self._segments(before.position, T)
         reads = []
@@ -199,8 +204,9 @@ class SelfModifyingTitans(nn.Module):
             vectors, scalars = self.memories.project(anchor, tokens["x"])
             made.update(zip(self.memories.vectors, unit(vectors).unbind(2)))
             made.update(zip(self.memories.scalars, scalars.split(1, -1)))
-        shares = gate(torch.cat([made["eta"], made["alpha"]], -1) + bias, self.gates)  # (Z, L, 2)
-        share, alpha = shares.split(1, -1)
+        gated = torch.cat([made[name] for name in Scalars if name in made], -1) + bias
+        share, *rest = gate(gated, self.gates).split(1, -1)  # eta's, then alpha's where it is gated
+        alpha = rest[0] if rest else torch.ones_like(share)
         beta = torch.sigmoid(made["beta"]) if "beta" in made else None
         asked = made["q"] if self.how_read == "cumulative" else None
         return made["q"], Segment(made["k"], made["v"], self.eta_max * alpha * share, alpha, beta, asked)

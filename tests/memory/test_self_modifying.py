@@ -13,7 +13,7 @@ from nested.memory.self_modifying import SelfModifyingTitans
 DEFAULT = {
     "width": 6, "heads": 2, "memory": "matrix", "objective": "l2", "rule": "dgd",
     "adaptive": ("k", "v", "eta", "alpha"), "chunk": 1, "projection_chunk": 1, "read": "cumulative",
-    "retain": "initial", "gates": "sigmoid", "alpha_start": 0.9, "eta_max": None, "monotone": False,
+    "retain": "initial", "gates": "sigmoid", "alpha": "gate", "alpha_start": 0.9, "eta_max": None, "monotone": False,
     "momentum": False, "hidden": 5, "erase": "every",
 }  # fmt: skip
 CHUNKS = [(1, 1), (4, 4), (4, 8), (8, 4)]
@@ -90,6 +90,8 @@ def test_every_choice_of_adaptive_memories_equals_the_token_loop(memory, adaptiv
         {"rule": "gd", "objective": "l2_doubled", "chunk": 3, "projection_chunk": 3},
         {"gates": "hard", "alpha_start": 0.98, "retain": "zero"},
         {"eta_max": 0.1, "monotone": True},
+        {"alpha": "one"},
+        {"alpha": "one", "memory": "mlp", "adaptive": ("k", "alpha"), "chunk": 3, "projection_chunk": 3},
         {"memory": "mlp", "rule": "gd", "chunk": 3, "projection_chunk": 3},
         {"memory": "mlp", "erase": "input", "retain": "zero"},
         {"memory": "mlp", "erase": "input", "chunk": 12, "projection_chunk": 3, "momentum": True},

@@ -86,7 +86,7 @@ def token_loop(
             if t % C.get(name, c["projection_chunk"]) == 0:
                 anchor[name] = live[name]
         q, k, v = (unit(make(n, t)) for n in ("q", "k", "v"))
-        alpha = scalar("alpha", t)
+        alpha = scalar("alpha", t) if c["alpha"] == "gate" else x.new_ones(B, H)
         eta = module.eta_max * alpha * scalar("eta", t)
         ys.append(apply((anchor if c["read"] == "anchor" else live)["main"], q))
         beta = None if not c["momentum"] else torch.sigmoid(x[:, t] @ module.beta.weight.T + module.beta.bias)
