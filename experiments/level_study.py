@@ -282,15 +282,19 @@ def main(data: str | None, workers: int) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if data:
         COMMON.append(f"data.root={data}")
+    best: dict[str, Cell] = {}
+    names: list[str] = ["digits", "mnist"] if data else ["digits"]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        best: dict[str, Cell] = {}
-        names: list[str] = ["digits", "mnist"] if data else ["digits"]
         for name, scenario in itertools.product(names, SCENARIOS):
             rate = chosen_rate(compute(pool, rate_cells(name, scenario)))
             if name == "digits":
                 best[scenario] = chosen_levels(compute(pool, sweep_cells(name, scenario, rate)))
             print(f"{name} {scenario}: rate {rate:g}, levels {best[scenario]}", flush=True)
             compute(pool, contest_cells(name, scenario, rate, best[scenario]))
+    from level_study_results import conclude
+
+    for name in names:
+        conclude(name)
 
 
 if __name__ == "__main__":
