@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from nested.metrics import interval
 
-TWENTY = matplotlib.colormaps["tab20"].colors
+TWENTY = [matplotlib.colormaps["tab20"](i) for i in range(20)]
 
 
 def at_equal_learning(rows: list[Cell], arm: str, other: str) -> list[float]:

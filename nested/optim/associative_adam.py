@@ -96,11 +96,10 @@ class AssociativeAdam(Rule):
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
         beta1, beta2 = group["betas"]
-        fits = max(beta1, beta2) < 1 if group["accumulate"] == "ema" else beta2 > 0
-        if not fits:
-            said = (
-                "averages keep less than everything: betas below 1"
-                if group["accumulate"] == "ema"
-                else ("the rate is divided by sqrt(beta2): betas[1] above 0")
-            )
+        said = ""
+        if group["accumulate"] == "ema" and max(beta1, beta2) == 1:
+            said = "averages keep less than everything: betas below 1"
+        if group["accumulate"] == "sums" and beta2 == 0:
+            said = "the rate is divided by sqrt(beta2): betas[1] above 0"
+        if said:
             raise UserError(f"{[beta1, beta2]} is not allowed; {said}", key="optim.betas", seen=[beta1, beta2])

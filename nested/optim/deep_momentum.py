@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nested.config import Bound
 from nested.errors import UserError
-from nested.optim.m3 import orthogonalised
+from nested.optim.newton_schulz import orthogonalised
 from nested.optim.rule import Rule, wide
 
 Memory = Literal["linear", "mlp"]
@@ -99,7 +99,7 @@ def shaped(y: Tensor, size: Tensor, output: Output, g: Tensor) -> Tensor:
     if output == "unit":
         return as_gradient(y * (size * len(y) ** 0.5 / (torch.linalg.vector_norm(y) + LEAST)), g)
     rows, columns = matrix(g).shape
-    return as_gradient(orthogonalised(y, 5).to(g.dtype), g) * max(1.0, rows / max(1, columns)) ** 0.5
+    return as_gradient(orthogonalised(y).to(g.dtype), g) * max(1.0, rows / max(1, columns)) ** 0.5
 
 
 def deep_momentum(

@@ -12,6 +12,9 @@ What the paper leaves open, and what is done here:
 - `normalise`, the paper's condition: the term |W x|^2 / 2, which makes it forget, sees x / |x|. One sample then follows
   Eq. 57 with the printed eta', and how much is forgotten does not depend on the size of the inputs.
 - a bias has no place in Eq. 56: biases, and whatever is no linear layer, take plain gradient descent.
+What the rule itself brings: |W x|^2 / 2 weighs as much as the loss, so a layer at rest says minus its own gradient,
+W x = -d, and no more. A deep network, whose inner gradients are small, is emptied so: on the transformer here its first
+layer ends near zero and nothing is learned at rates that suit gradient descent, in both forms, normalised or not.
 
 Shapes: N samples (batch and tokens together), I inputs, O outputs.
 """
@@ -26,13 +29,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from nested.config import Bound
 from nested.errors import UserError
 from nested.layers.linear import Linear
-from nested.optim.rule import wide
+from nested.optim.rule import Rule, wide
 
 Form = Literal["chunk", "per_sample"]
 Pass = tuple[Tensor, Tensor]  # x (N, I) and d (N, O) of one backward pass
@@ -58,7 +60,7 @@ def per_sample_step(w: Tensor, d: Tensor, x: Tensor, lr: float) -> Tensor:
     Sample i adds r_i x_i^T with r_i = -eta' (W_{i-1} x_i + N d_i), and W_{i-1} x_i holds the r_j before it: a
     triangular system for all r at once.
     """
-    n = len(x)
+    n = max(1, len(x))
     for some_d, some_x in zip(d.split(PIECE), x.split(PIECE)):
         square = some_x.square().sum(1, keepdim=True)  # (N, 1)
         rate = (lr / n) / (1 + (lr / n) * square)  # (N, 1): eta'
@@ -125,15 +127,15 @@ class Hook:
             capture.accumulated()
 
 
-class DeltaGradientDescent(Optimizer):
+class DeltaGradientDescent(Rule):
     """Gradient descent that first forgets along each linear layer's inputs ("Nested Learning" Eq. 56-57).
 
     `form` says how a batch is served: chunk, the exact minimum over the whole batch, or per_sample, one sample after
     another. Served are the weights of linear layers; all other parameters take plain gradient descent, and `fallback`
     says by name which and why. A layer called several times per step has the inputs of all its calls. The chunk form
     also learns from gradients gathered over several backward passes, with the inputs of all of them, which are kept
-    until then. Raises UserError without a model, for a served layer that has a gradient but no inputs, and for gathered
-    gradients in the per_sample form.
+    until then. Raises UserError without a model, for a value outside these ranges, for a served layer that has a
+    gradient but no inputs, and for gathered gradients in the per_sample form.
     """
 
     def __init__(
@@ -174,19 +176,17 @@ class DeltaGradientDescent(Optimizer):
         ]
         weakref.finalize(self, _remove, handles)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update; returns what `closure` returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.copy_(self._next(p, p.grad, group))
+        loss = super().step(closure)
         self._stepped = True
         return loss
+
+    def step_group(self, group: dict[str, Any]) -> None:
+        """One update of the group's parameters that have a gradient."""
+        for p in group["params"]:
+            if p.grad is not None:
+                p.copy_(self._next(p, p.grad, group))
 
     def _next(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         w, g = p.to(wide(p.dtype)), grad.to(wide(p.dtype))
@@ -195,8 +195,6 @@ class DeltaGradientDescent(Optimizer):
             return w - group["lr"] * g
         if group["form"] == "chunk":
             x = torch.cat([x for x, _ in passes])
-            if len(passes) > 1:
-                x = x[x.isfinite().all(1)]  # of a step that was skipped
             return chunk_step(w, g, _unit(x)[0] if group["normalise"] else x, group["lr"])
         x, d = passes[-1]
         beside = g - d.mT @ x  # what these samples do not account for: a penalty, clipping
@@ -209,6 +207,8 @@ class DeltaGradientDescent(Optimizer):
         """The passes since the last step; none for a layer that cannot be served after all."""
         capture, name = self._captures[p], self._names[p]
         passes, capture.passes = capture.passes, []
+        if len(passes) > 1:  # without those of a step that was skipped
+            passes = [(x, d) for x, d in passes if x.isfinite().all() and d.isfinite().all()]
         if not passes and not capture.replaced:
             raise UserError(
                 f"{name!r} has a gradient, but its layer was not called: its weights are used elsewhere; "

@@ -71,7 +71,7 @@ class DeltaMomentum(Rule):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: Annotated[float, Bound(ge=0)] = 0.1,
+        lr: Annotated[float, Bound(ge=0)] = 0.05,
         momentum: Annotated[float, Bound(ge=0, le=1)] = 0.9,
         beta: Annotated[float, Bound(ge=0, lt=2)] = 1.0,
         form: Form = "normalised",

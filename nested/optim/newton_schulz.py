@@ -39,6 +39,12 @@ def newton_schulz(g: Tensor, steps: int = 5, coefficients: tuple[float, float, f
     return (x.mT if tall else x).reshape(g.shape)
 
 
+def orthogonalised(memory: Tensor, steps: int = 5) -> Tensor:
+    """`newton_schulz` of (O, ...) as a matrix (O, rest); in bfloat16, as in torch's Muon, unless it is float64."""
+    precise = memory if memory.dtype is torch.float64 else memory.bfloat16()
+    return newton_schulz(precise.flatten(1), steps).view_as(memory)
+
+
 def orthogonalisation_step(o: Tensor, g: Tensor, rate: float) -> Tensor:
     """Eq. 44: O <- O - rate (O - G + 2 O (O^T O - I)), all (*B, O, I); it starts from O = G.
 

@@ -76,7 +76,7 @@ class PreconditionedMomentum(Rule):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: Annotated[float, Bound(ge=0)] = 1e-3,
+        lr: Annotated[float, Bound(ge=0)] = 5e-4,
         momentum: Annotated[float, Bound(ge=0, le=1)] = 0.9,
         beta2: Annotated[float, Bound(ge=0, lt=1)] = 0.99,
         precondition: Preconditioner = "diagonal",

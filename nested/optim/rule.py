@@ -20,9 +20,12 @@ class Rule(Optimizer):
     """An optimizer that says what a parameter's state begins with (`start`) and how all of them change (`update`).
 
     Gradients and state are at least float32, whatever the parameter is. `weight_decay` adds to the gradient, as in
-    `torch.optim.SGD`. Every keyword of the constructor is a value of a group. Raises UserError for values that the
-    constructor's annotations do not allow, in any group, and for sparse gradients.
+    `torch.optim.SGD`, unless the rule is `decoupled`: then it shrinks the parameter, as in `torch.optim.AdamW`. A
+    group's values are keywords of the constructor. Raises UserError for values that the constructor's annotations do
+    not allow, in any group, and for sparse gradients.
     """
+
+    decoupled = False
 
     def start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """What is kept for `p`, before its first update."""
@@ -37,7 +40,8 @@ class Rule(Optimizer):
     def check(self, group: dict[str, Any]) -> None:
         """Raise UserError where a value of the group is not what the constructor's signature allows."""
         for name, argument in arguments(type(self)).items():
-            value_of(group[name], argument.annotation, f"optim.{name}")
+            if name in group:
+                value_of(group[name], argument.annotation, f"optim.{name}")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the group's values are checked."""
@@ -52,15 +56,22 @@ class Rule(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            states = [self._state(p, group) for p in params]
-            gs = [p.grad if p.grad.dtype == wide(p.dtype) else p.grad.to(wide(p.dtype)) for p in params]
-            if group["weight_decay"]:
-                gs = [g.add(p, alpha=group["weight_decay"]) for g, p in zip(gs, params)]
-            self.update(params, gs, states, group)
+            self.step_group(group)
         return loss
+
+    def step_group(self, group: dict[str, Any]) -> None:
+        """One update of the group's parameters that have a gradient."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        states = [self._state(p, group) for p in params]
+        gs = [p.grad if p.grad.dtype == wide(p.dtype) else p.grad.to(wide(p.dtype)) for p in params]
+        if group["weight_decay"] and self.decoupled:
+            for p in params:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+        elif group["weight_decay"]:
+            gs = [g.add(p, alpha=group["weight_decay"]) for g, p in zip(gs, params)]
+        self.update(params, gs, states, group)
 
     def _state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         if not self.state[p]:
@@ -75,7 +86,8 @@ class Rule(Optimizer):
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         for i, p in zip(saved, (p for group in self.param_groups for p in group["params"])):
             for name, value in state_dict["state"].get(i, {}).items():
-                self.state[p][name] = value.to(p.device, copy=True) if isinstance(value, Tensor) else value
+                if isinstance(value, Tensor):  # a copy; torch would share it
+                    self.state[p][name] = value.to(self.state[p][name].device, copy=True)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -297,6 +297,22 @@ def test_without_a_model_it_refuses():
         DeltaGradientDescent(network().parameters())
 
 
+@pytest.mark.parametrize("values", [{"lr": -1.0}, {"form": "batch"}])
+def test_wrong_values_are_refused(values):
+    ((name, seen),) = values.items()
+    with pytest.raises(UserError, match=f"optim.{name}: {seen!r} is not allowed"):
+        of(network(), **values)
+
+
+@pytest.mark.parametrize("form", ["chunk", "per_sample"])
+def test_a_batch_of_no_samples_moves_nothing(form):
+    net = network()
+    optimizer, before = of(net, form=form), [p.detach().clone() for p in net.parameters()]
+    net(batch()[0][:0]).sum().backward()
+    optimizer.step()
+    assert_close([p.detach() for p in net.parameters()], before, rtol=0, atol=1e-15)
+
+
 def test_a_parameter_of_another_model_is_named():
     net, stranger = network(), nn.Linear(2, 2)
     assert DeltaGradientDescent(stranger.parameters(), model=net).fallback == {
@@ -435,6 +451,22 @@ def test_a_step_skipped_for_its_gradient_does_no_harm(form):
     optimizer.step()
     assert optimizer.skipped == 1
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_the_inputs_of_a_skipped_step_are_not_forgotten_along():
+    """All inputs are finite there: it is the gradient of the output that tells."""
+    ends = []
+    for skip in (False, True):
+        net = network()
+        optimizer = as_level(net, 1)
+        if skip:
+            (net(batch()[0]) * torch.tensor([1.0, torch.nan, 1.0])).sum().backward()
+            optimizer.step()
+        backward(net, 1)
+        optimizer.step()
+        assert optimizer.skipped == int(skip)
+        ends.append(list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize(("form", "period"), [("chunk", 1), ("chunk", 3), ("per_sample", 1)])

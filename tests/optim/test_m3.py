@@ -92,7 +92,7 @@ def test_the_slow_memory_is_empty_until_it_has_a_whole_chunk():
 def test_the_slow_memory_is_orthogonalised_once_per_chunk(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "nested.optim.m3.newton_schulz", lambda m, steps: calls.append(steps) or newton_schulz(m, steps)
+        "nested.optim.newton_schulz.newton_schulz", lambda m, steps: calls.append(steps) or newton_schulz(m, steps)
     )
     params = parameters(shapes=[(3, 4)])
     run(params, M3(params, frequency=5, steps=3), range(20))
