@@ -169,7 +169,12 @@ def _component_rows(where: str, section: Mapping[str, Any], comments: Mapping[st
     for argument, row in zip(known.values(), _rows(where, known, section, comments), strict=True):
         rows.append(row)
         if isinstance(row["value"], Mapping) and "_target_" in row["value"]:
-            below = _component_rows(row["key"], row["value"], comments)
+            inside = {
+                k.removeprefix(f"{argument.name}."): text
+                for k, text in comments.items()
+                if k.startswith(f"{argument.name}.")
+            }
+            below = _component_rows(row["key"], row["value"], inside)
             rows += [r for r in below if not (r["needed"] and wants_maker(argument))]
     return rows
 
@@ -210,9 +215,14 @@ def _composed(group: str, choice: str, config_dir: str | Path | None) -> dict[st
 
 
 def _comments(text: str) -> dict[str, str]:
-    """Name -> the comment at the end of the line that sets it."""
-    pattern = r"^\s*(\w+)\s*:[^#\n]*?(?<=\s)#\s*(.+)$"
-    return {found[1]: found[2].strip() for found in re.finditer(pattern, text, re.MULTILINE)}
+    """Dotted name -> the comment at the end of the line that sets it; what is indented lies below."""
+    comments: dict[str, str] = {}
+    path: list[tuple[int, str]] = []  # indentation and name of each section that a line is in
+    for found in re.finditer(r"^( *)(\w+)\s*:(?:[^#\n]*?(?<=\s)#\s*(.+))?", text, re.MULTILINE):
+        path = [above for above in path if above[0] < len(found[1])] + [(len(found[1]), found[2])]
+        if found[3]:
+            comments[".".join(name for _, name in path)] = found[3].strip()
+    return comments
 
 
 def _field_comments(schema: type) -> dict[str, str]:

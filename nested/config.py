@@ -282,6 +282,8 @@ def _keys(section: Any, where: str) -> list[str]:
     if not isinstance(section, Mapping):
         return []
     own = [k for k in flatten(section) if k != "_target_" and not k.endswith("._target_")]
+    parts = {n: v for n, v in section.items() if isinstance(v, Mapping) and "_target_" in v}
+    own += [f"{name}.{key}" for name, part in parts.items() for key in _keys(part, f"{where}.{name}")]
     if where in Sections:
         own += [f.name for f in fields(Sections[where])]
     elif where.startswith("levels.") and where.count(".") == 1:

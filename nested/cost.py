@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nested.levels import assign_tokens
+
 if TYPE_CHECKING:
     from nested.learner import Learner
     from nested.streams.stream import Batch
@@ -50,15 +52,41 @@ def tensor_bytes(value: Any) -> int:
 
 
 def levels_table(learner: Learner) -> list[dict[str, Any]]:
-    """Name, period, parameters, updates and rate of every level."""
+    """Name, clock, period, parameters, updates and rate of every level, those on the token clock last.
+
+    These have eta for a rate, and updates None: they learn in each sequence anew. Their parameters are counted on the
+    stream clock too, where their initial states learn.
+    """
     optimizer = learner.optimizer
-    return [
+    stream = [
         {
             "name": level.name,
+            "clock": "stream",
             "period": level.period,
             "parameters": sum(p.numel() for p in optimizer.members[level.name]),
             "updates": optimizer.updates[level.name],
             "lr": optimizer.rules[level.name].param_groups[0].get("initial_lr"),
+            "eta": None,
         }
         for level in optimizer.levels
+    ]
+    return [*stream, *_token_levels(learner)]
+
+
+def _token_levels(learner: Learner) -> list[dict[str, Any]]:
+    if not learner.reading:
+        return []
+    sizes = {name: p.numel() for name, p in learner.model.named_parameters()}
+    members = assign_tokens(learner.reading, learner.model)
+    return [
+        {
+            "name": level.name,
+            "clock": "token",
+            "period": level.period,
+            "parameters": sum(sizes[name] for name in members[level.name]),
+            "updates": None,
+            "lr": None,
+            "eta": level.eta,
+        }
+        for level in learner.reading
     ]

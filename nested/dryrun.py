@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from nested import cost, run
 from nested.config import Config
 from nested.learner import Learner
-from nested.levels import Level, assign, check_ticks, due, ticks
+from nested.levels import Level, assign, assign_tokens, check_ticks, due, ticks
 from nested.plan import Plan, judged, order
 from nested.streams.stream import Experience, Stream
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-TIMELINE = 64  # steps drawn
+TIMELINE = 64  # steps or tokens drawn
 TIMED = 4  # steps a time is taken from, at least
 
 
@@ -39,9 +39,10 @@ class DryRun:
     n_outputs: int
     experiences: list[dict[str, Any]]  # index, name, task, classes, train, validation, test (samples)
     layers: list[dict[str, Any]]  # name, kind, shape (batch first), parameters
-    levels: list[dict[str, Any]]  # name, period, lr, globs, names, parameters, share, updates
+    levels: list[dict[str, Any]]  # name, clock, period, lr, eta, globs, names, parameters, share, updates
     fits: list[dict[str, Any]]  # name, steps, updates {level: n}: the experiences, or one fit of all of them
-    timeline: dict[str, str]  # level -> a mark for each of the first steps at which it learns
+    timeline: dict[str, str]  # stream level -> a mark for each of the first steps at which it learns
+    token_timeline: dict[str, str]  # token level -> the same for the first tokens of every sequence
     steps: int
     flops_per_step: int  # forward and backward, of the task's loss
     flops: int
@@ -94,6 +95,7 @@ def dry_run(config: Config) -> DryRun:
         levels=_levels(learner, planned),
         fits=planned,
         timeline={level.name: timeline(level, plan.total_steps) for level in stream_levels},
+        token_timeline={level.name: timeline(level, 2 * learner.reading[-1].period) for level in learner.reading},
         steps=plan.total_steps,
         flops_per_step=flops,
         flops=round(flops / len(batch.y) * plan.examples),
@@ -188,7 +190,7 @@ def _above(name: str) -> list[str]:
 
 
 def timeline(level: Level, steps: int) -> str:
-    """One character for each of the first steps: a mark where the level learns."""
+    """One character for each of the first steps, or tokens: a mark where the level learns."""
     return "".join("█" if due(level, t) else "·" for t in range(1, min(steps, TIMELINE) + 1))
 
 
@@ -213,16 +215,17 @@ def updates(level: Level, first: int, last: int, flush: bool) -> int:
 
 def _levels(learner: Learner, planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table, names = cost.levels_table(learner), assign(learner.optimizer.levels, learner.model)
-    total = sum(row["parameters"] for row in table)
+    names |= assign_tokens(learner.reading, learner.model) if learner.reading else {}
+    total = sum(row["parameters"] for row in table if row["clock"] == "stream")
     return [
         {
             **row,
             "share": row["parameters"] / total,
             "globs": level.params if level.params == "rest" else list(level.params),
             "names": names[level.name],
-            "updates": sum(fit["updates"][level.name] for fit in planned),
+            "updates": sum(fit["updates"][level.name] for fit in planned) if level.clock == "stream" else None,
         }
-        for row, level in zip(table, learner.optimizer.levels, strict=True)
+        for row, level in zip(table, (*learner.optimizer.levels, *learner.reading), strict=True)
     ]
 
 

@@ -18,8 +18,8 @@ NAMED = 3  # parameters of a level
 
 def view(found: DryRun) -> Group:
     """Stream, layers, levels, timeline and cost, one below the other."""
-    parts = [_stream(found), _layers(found), _levels(found), _timeline(found), _cost(found)]
-    return Group(*(line for part in parts for line in (*part, Text())))
+    parts = [_stream(found), _layers(found), _levels(found), _timeline(found), _token_levels(found), _cost(found)]
+    return Group(*(line for part in parts if part for line in (*part, Text())))
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -67,7 +67,7 @@ def _levels(found: DryRun) -> list[Any]:
     names = list(found.timeline)
     right = ("period", "lr", "parameters", "share", "updates")
     table = _table("level", "period", "lr", "parameters", "share", "updates", "which", right=right)
-    for row in found.levels:
+    for row in _on(found, "stream"):
         share, count = f"{row['share']:.1%}", f"{row['parameters']:,}"
         _row(table, row["name"], row["period"], f"{row['lr']:g}", count, share, row["updates"], _which(row))
     steps = _table("", "fit", "steps", *(f"updates of {n}" for n in names), right=("", "steps"))
@@ -77,21 +77,45 @@ def _levels(found: DryRun) -> list[Any]:
     return [Text("levels", style="bold"), table, Text(), steps]
 
 
+def _on(found: DryRun, clock: str) -> list[dict[str, Any]]:
+    return [row for row in found.levels if row["clock"] == clock]
+
+
 def _which(row: dict[str, Any]) -> str:
     globs, names = row["globs"], row["names"]
     some = ", ".join(names[:NAMED]) + (f", ... ({len(names)} tensors)" if len(names) > NAMED else "")
     return f"{globs if isinstance(globs, str) else ' '.join(globs)}: {some}"
 
 
-def _timeline(found: DryRun) -> list[Any]:
-    width, drawn = max(map(len, found.timeline)), len(next(iter(found.timeline.values())))
+def _marks(unit: str, timeline: dict[str, str]) -> tuple[int, int, list[str]]:
+    """Width of the names, ticks drawn, and the lines below each other."""
+    width, drawn = max(len("border"), *map(len, timeline)), len(next(iter(timeline.values())))
     ruler = "".join(f"{t:>8}" for t in range(8, drawn + 1, 8))
+    lines = [f"{name:<{width}}  {marks}" for name, marks in timeline.items()]
+    return width, drawn, [f"{unit:<{width}}  {ruler}", *lines]
+
+
+def _timeline(found: DryRun) -> list[Any]:
+    width, drawn, lines = _marks("step", found.timeline)
     ends = set(accumulate(fit["steps"] for fit in found.fits))
-    lines = [f"{'step':<{width}}  {ruler}", *(f"{name:<{width}}  {marks}" for name, marks in found.timeline.items())]
     if any(end <= drawn for end in ends):
         lines.append(f"{'border':<{width}}  {''.join('|' if t in ends else ' ' for t in range(1, drawn + 1))}")
     head = Text(f"when levels learn, the first {drawn} of {found.steps:,} steps", style="bold")
     return [head, *(Text(line, no_wrap=True) for line in lines)]
+
+
+def _token_levels(found: DryRun) -> list[Any]:
+    """What learns within every sequence, from its initial state on."""
+    if not found.token_timeline:
+        return []
+    right = ("tokens", "eta", "parameters", "share")
+    table = _table("level", "tokens", "eta", "parameters", "share", "which", right=right)
+    for row in _on(found, "token"):
+        share, count = f"{row['share']:.1%}", f"{row['parameters']:,}"
+        _row(table, row["name"], row["period"], f"{row['eta']:g}", count, share, _which(row))
+    _, _, lines = _marks("token", found.token_timeline)
+    head = Text("levels on the token clock, which learn within every sequence as far as it goes", style="bold")
+    return [head, table, Text(), *(Text(line, no_wrap=True) for line in lines)]
 
 
 def _cost(found: DryRun) -> list[Any]:

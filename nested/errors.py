@@ -20,7 +20,11 @@ class UserError(NestedError):
 
     def __init__(self, message: str, *, key: str | None = None, seen: Any = None, allowed: Any = None):
         super().__init__(f"{key}: {message}" if key else message)
-        self.key, self.seen, self.allowed = key, seen, allowed
+        self.message, self.key, self.seen, self.allowed = message, key, seen, allowed
+
+    def at(self, key: str) -> UserError:
+        """The same error with another key."""
+        return UserError(self.message, key=key, seen=self.seen, allowed=self.allowed)
 
 
 class Diverged(NestedError):

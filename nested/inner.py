@@ -259,13 +259,21 @@ class _Loop:
         raise Diverged(f"the loss is not finite {where}, {cause}")
 
 
+def check_truncate(mode: str, truncate: object, key: str = "truncate") -> None:
+    """Raise UserError for mode truncated without its number of updates, and for a number without the mode."""
+    if (truncate is not None) == (mode == "truncated"):
+        return
+    text = f"belongs to mode truncated, and this is mode {mode}; leave it out"
+    if truncate is None:
+        text = "mode truncated needs it: the number of updates in a row that the outer gradient passes"
+    raise UserError(text, key=key, seen=truncate)
+
+
 def _passed(mode: str, truncate: int | Mapping[str, int] | None, names: Mapping[str, Any]) -> dict[str, int | None]:
     """Level -> updates in a row that the outer gradient passes; None = all."""
     if mode not in Modes:
         raise UserError(f"unknown mode {mode!r}; allowed: {', '.join(Modes)}", key="mode", seen=mode, allowed=Modes)
-    if (truncate is not None) != (mode == "truncated"):
-        text = "is the number of updates of mode truncated: give it there, and only there"
-        raise UserError(text, key="truncate", seen=truncate)
+    check_truncate(mode, truncate)
     given = truncate if isinstance(truncate, Mapping) else dict.fromkeys(names, truncate)
     for name, number in given.items():
         if name not in names or (number is not None and number < 0):

@@ -7,7 +7,7 @@ the numbers do not depend on the size of the block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nested.errors import Diverged, UserError
+from nested.levels import Level
 from nested.methods.method import Method
 from nested.optim.leveled import Leveled
 from nested.sequences.exact_match import exact_match
@@ -57,10 +58,12 @@ class Learner(L.LightningModule):
         mask: Literal["none", "seen", "experience"] = "none",
         precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
         device: torch.device | None = None,
+        reading: Sequence[Level] = (),
     ):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.stream, self.optimizer, self.method = model, stream, optimizer, method
+        self.reading = tuple(reading)  # levels on the token clock, fastest first; the model makes them learn
         self.where = device or torch.device("cpu")
         self.dtype_in = torch.float64 if precision == "64-true" else torch.float32
         self.mixed = precision == "bf16-mixed"
@@ -134,14 +137,20 @@ class Learner(L.LightningModule):
     def learn(self, rows: Tensor) -> None:
         """One optimizer step on the given rows. Raises Diverged when the loss is not finite."""
         batch = self.method.batch(self, self.fetch(self.examples, rows))
-        loss = self.method.loss(self, batch)
+        try:
+            loss = self.method.loss(self, batch)
+        except Diverged as error:  # within a sequence
+            raise Diverged(self._diagnosis(str(error), self.step + 1)) from None
         value = loss.item()
         if not math.isfinite(value):
             raise Diverged(self._diagnosis(f"the loss is {value}", self.step + 1))
         loss.backward()
         self.method.after_backward(self)
         slow = self._slow_levels_due() if self.watch else {}
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except Diverged as error:
+            raise Diverged(f"{error}{self._smaller_eta()}") from None
         self.method.after_step(self)
         cursor = self.cursor  # a plain object: setting attributes of a module costs microseconds
         cursor.step += 1
@@ -165,7 +174,7 @@ class Learner(L.LightningModule):
     def _diagnosis(self, what: str, step: int) -> str:
         """Which level holds what is not finite, in which experience and at which step."""
         where = f"{what} in experience {self.cursor.experience}, step {step}"
-        mend = "lower its rate or set trainer.clip_norm"
+        mend = f"lower its rate or set trainer.clip_norm{self._smaller_eta()}"
         members = self.optimizer.members
         for name, params in members.items():
             if not all(bool(p.isfinite().all()) for p in params):
@@ -173,6 +182,11 @@ class Learner(L.LightningModule):
                 return f"{where}: parameters of level {name!r} are not finite after {updates} updates; {mend}"
         largest = max(members, key=lambda n: max(float(p.detach().abs().max()) for p in members[n]))
         return f"{where}: all parameters are finite, the largest are in level {largest!r}; {mend}"
+
+    def _smaller_eta(self) -> str:
+        """Where levels learn within sequences: that the outer gradient may have grown in their updates."""
+        keys = " or ".join(f"levels.{level.name}.eta" for level in self.reading if level.eta)
+        return f"; where updates on the token clock are the cause, lower {keys}" if keys else ""
 
     @torch.no_grad()
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[float, int]:

@@ -8,18 +8,20 @@ Source: "Nested Learning" (arXiv 2512.24695v1) section 3.2, definitions 2 and 3;
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from nested.errors import UserError, nearest
+from nested.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from nested.config import LevelConfig
 
+NEAREST = 6  # parameters shown where a glob matches none
 FEWEST_TICKS = 10  # a level that ticks fewer times in a run has hardly learned: an error unless it is asked for
 
 
@@ -208,9 +210,10 @@ def _one_rest(levels: Sequence[Level]) -> None:
 def _matched(level: Level, names: Sequence[str]) -> list[str]:
     for glob in level.params:
         if not any(fnmatchcase(name, glob) for name in names):
-            shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+            near = difflib.get_close_matches(glob, names, NEAREST, cutoff=0)
+            more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
             raise UserError(
-                f"glob {glob!r} matches no parameter{nearest(glob, names)}; the model has: {shown}",
+                f"glob {glob!r} matches no parameter; the model has, nearest first: {', '.join(near)}{more}",
                 key=f"levels.{level.name}.params",
                 seen=glob,
                 allowed=list(names),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nested import cost, metrics, rundir
 from nested.config import Config, flatten
+from nested.errors import Diverged
 from nested.loop import Loop
 from nested.metrics import METRICS
 from nested.score_matrix import ScoreMatrix
@@ -107,7 +108,10 @@ def _plain(values: NDArray[np.float64]) -> Any:
 def _cost(config: Config, loop: Loop, table: list[dict[str, Any]]) -> dict[str, Any]:
     learner = loop.learner
     batch = learner.fetch(learner.examples, torch.arange(min(config.trainer.batch_size, len(learner.examples))))
-    per_example = cost.step_flops(learner, batch) / len(batch.y)
+    try:
+        per_example = cost.step_flops(learner, batch) / len(batch.y)
+    except Diverged:  # levels on the token clock say so themselves: there is no step to count
+        per_example = None
     parts = [learner.model.state_dict(), learner.optimizer.state_dict(), learner.method.state_dict()]
     return {
         "train_seconds": loop.seconds["train"],
@@ -117,8 +121,8 @@ def _cost(config: Config, loop: Loop, table: list[dict[str, Any]]) -> dict[str, 
         "skipped_steps": learner.optimizer.skipped,
         "examples": learner.cursor.examples,
         "flops_per_example": per_example,
-        "flops": round(per_example * learner.cursor.examples),
-        "parameter_updates": sum(level["parameters"] * level["updates"] for level in table),
+        "flops": None if per_example is None else round(per_example * learner.cursor.examples),
+        "parameter_updates": sum(level["parameters"] * level["updates"] for level in table if level["updates"]),
         "peak_rss_bytes": cost.peak_rss_bytes(),
         "state_bytes": cost.tensor_bytes(parts),
     }

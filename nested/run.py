@@ -106,10 +106,17 @@ def rehearse(config: Config) -> Stream:
     """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
     learner = prepare(config, config.seed_list()[0])
     check_ticks(learner.optimizer.levels, Plan(learner, config.trainer).total_steps, config.trainer.allow_idle)
-    first = learner.stream.experiences[0]
-    for examples in (first.train, first.test) if learner.stream.per_position else (first.train,):
-        _rehearse(learner, examples)  # sequences that only judge may be longer
+    for examples in _of_each_shape(learner.stream):
+        _rehearse(learner, examples)
     return learner.stream
+
+
+def _of_each_shape(stream: Stream) -> list[Examples]:
+    """The first part of every length of sequence: those of other experiences, and those that only judge, may differ."""
+    found: dict[tuple[int, ...], Examples] = {}
+    for part in (part for e in stream.experiences for part in (e.train, e.validation, e.test)):
+        found.setdefault(tuple(part.base.shape[1:]), part)
+    return list(found.values())
 
 
 def _rehearse(learner: Learner, examples: Examples) -> None:
@@ -146,7 +153,7 @@ def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
         assign_tokens(reading, model)  # whatever is wrong with them is said before anything is trained
     method = build(config.method, "method", seed=seed)
     optimizer = leveled(levels, model, config.optim, t.clip_norm, t.at_border, config.schedule)
-    return Learner(model, built, optimizer, method, config.head.mask, t.precision, device)
+    return Learner(model, built, optimizer, method, config.head.mask, t.precision, device, reading)
 
 
 def _check_reads_tokens(config: Config, stream: Stream) -> None:

@@ -249,16 +249,34 @@ def build(section: Mapping[str, Any], where: str, **context: Any) -> Any:
     values = checked(function, values, where, context)
     for name, value in values.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            maker = partial(build, value, f"{where}.{name}", **context)
+            maker = partial(_made, value, f"{where}.{name}", context)
             values[name] = maker if wants_maker(known[name]) else maker()
     for name, value in context.items():
         if takes(function, name) and values.get(name) is None:
             values[name] = value
     try:
         return function(**values)
+    except UserError as error:
+        raise _placed(error, {n for n in known if n not in context}, where) from None
     except ValueError as error:  # how a constructor refuses an argument, torch's optimizers for example
         text = f"{section['_target_']} refuses these values: {error}"
         raise UserError(text, key=where, seen=dict(section)) from error
+
+
+def _made(section: Mapping[str, Any], where: str, context: Mapping[str, Any], **given: Any) -> Any:
+    """A section that is a value of another's, built with what the other one gives it. Raises UserError for a rival."""
+    for name in given:
+        if section.get(name) is not None:
+            outer = where.rpartition(".")[0]
+            text = f"{outer} itself gives it; leave it out"
+            raise UserError(text, key=f"{where}.{name}", seen=section[name])
+    return build(section, where, **context, **given)
+
+
+def _placed(error: UserError, own: Collection[str], where: str) -> UserError:
+    """The error of a component with the key that a config has for it: the component knows its group and no more."""
+    group, _, name = (error.key or "").partition(".")
+    return error.at(f"{where}.{name}") if group == where.partition(".")[0] and name in own else error
 
 
 def summary(function: Callable[..., Any]) -> str:

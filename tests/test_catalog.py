@@ -145,6 +145,13 @@ def test_a_users_own_choice_is_described(own: Path):
     assert (rows["trainer.epochs"]["value"], rows["trainer.batch_size"]["value"]) == (3, 32)
 
 
+def test_a_comment_tells_of_the_key_it_stands_at_and_of_no_namesake_below() -> None:
+    rows = rows_of("model", "hope")
+    assert "MLP" in rows["model.hidden"]["help"]
+    assert "MLP" not in rows["model.memory.hidden"]["help"]
+    assert "anchors of the main memory" in rows["model.memory.chunk"]["help"]
+
+
 def test_levels_are_described_one_by_one():
     rows = rows_of("levels", "continuum")
     assert rows["levels.slow.period_steps"]["value"] == 8

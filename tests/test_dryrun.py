@@ -103,12 +103,25 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_levels_on_the_token_clock_are_told_apart(tmp_path: Path):
+    small = ["model=causal_hope_attention", "model.depth=1", "levels=tokens", "levels.reading.chunk_tokens=3"]
+    told = dry_run(config(tmp_path, *small))
+    stream, (reading,) = told.levels[:2], told.levels[2:]
+    assert sum(row["share"] for row in stream) == pytest.approx(1)
+    assert [row["clock"] for row in told.levels] == ["stream", "stream", "token"]
+    assert (reading["name"], reading["period"], reading["eta"], reading["updates"]) == ("reading", 3, 0.05, None)
+    assert all(".continuum.0." in name for name in reading["names"])
+    assert told.token_timeline == {"reading": "··█··█"}
+    assert "reading" not in told.timeline
+    assert "reading  ··█··█" in text(told)
+
+
 def test_it_can_be_shown_and_sent(found: DryRun):
     assert json.loads(json.dumps(found.as_dict()))["seconds"] == found.seconds
     said = text(found)
     assert "blocks.0.continuum.1.up" in said
     assert "32 x 16 x 31" in said
-    assert "slow  ······█" in said
+    assert "slow    ······█" in said
     assert "68.1%" in said
 
 

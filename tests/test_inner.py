@@ -478,7 +478,8 @@ def test_wrong_modes_and_inference_mode_are_named() -> None:
     for options, words in (
         ({"mode": "frist"}, "unknown mode 'frist'"),
         ({"mode": "truncated"}, "number of updates"),
-        ({"truncate": 2}, "number of updates"),
+        ({"truncate": 2}, "belongs to mode truncated"),
+        ({"mode": "truncated"}, "number of updates"),
         ({"mode": "truncated", "truncate": -1}, "number >= 0"),
         ({"mode": "truncated", "truncate": {"fats": 1}}, "fats"),
     ):

@@ -1,5 +1,6 @@
 """A signature as a schema: what is accepted, what is refused, and in which words."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import pytest
@@ -78,6 +79,34 @@ def test_a_key_of_an_inner_section_is_named_with_its_path() -> None:
             "model",
             params=None,
         )
+
+
+def picky(size: int, rate: float = 1.0) -> str:
+    if rate > 1:
+        raise UserError("at most 1", key="model.rate", seen=rate, allowed="<= 1")
+    if size > 9:
+        raise UserError("at most 9", key="model.size", seen=size)
+    return f"{size} at {rate}"
+
+
+def whole(size: int, part: Callable[..., str]) -> str:
+    return part(size=size)
+
+
+@pytest.mark.parametrize(
+    ("size", "own", "key"),
+    [
+        (2, {"rate": 3.0}, "model.part.rate"),  # the part's own: only its maker knows where it is
+        (12, {}, "model.size"),  # given by the whole, from a key of its own
+        (2, {"size": 3}, "model.part.size"),  # not for two to give
+    ],
+)
+def test_an_error_of_a_part_has_the_key_that_was_written(size, own, key) -> None:
+    section = {"_target_": f"{HERE}.whole", "size": size, "part": {"_target_": f"{HERE}.picky", **own}}
+    with pytest.raises(UserError) as caught:
+        build(section, "model")
+    assert caught.value.key == key
+    assert str(caught.value).startswith(f"{key}: ")
 
 
 def test_targets_that_do_not_exist() -> None:

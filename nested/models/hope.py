@@ -18,7 +18,7 @@ Shapes: B batch, T tokens, D width, C tokens of a chunk, L levels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from torch.func import functional_call
 
 from nested.config import Bound
 from nested.errors import UserError
-from nested.inner import Chunk, Mode, initial_state, read
+from nested.inner import Chunk, Mode, check_truncate, initial_state, read
 from nested.layers.continuum import Connection, Continuum, Order, hidden_widths
 from nested.layers.convolution import CausalConvolution
 from nested.layers.linear import LayerNorm, Linear
@@ -35,11 +35,14 @@ from nested.layers.tokens import NextToken, Tokens, entry
 from nested.levels import Level, assign_tokens, check_chunks
 
 Size = Annotated[int, Bound(ge=1)]
+Chunks = ("anchor", "chunk", "projection_chunk")  # tokens between two anchors of a memory's gradient, where it has some
 States = tuple[Any, ...]  # per block: what convolution and memory hold after the last token
 
 
 class MemoryBlock(nn.Module):
     """x + memory(convolution(norm(x))), then the chain of levels."""
+
+    memory: Any  # a module: initial_state(batch), (x, state) -> (y, state)
 
     def __init__(self, width: int, convolution: int, memory: nn.Module, continuum: Continuum):
         super().__init__()
@@ -47,6 +50,10 @@ class MemoryBlock(nn.Module):
         self.convolution = CausalConvolution(width, convolution)
         self.memory = memory
         self.continuum = continuum
+
+    def initial_state(self, batch: int) -> tuple[Any, Any]:
+        """What convolution and memory hold before the first token, (B, ...)."""
+        return self.convolution.initial_state(batch), self.memory.initial_state(batch)
 
     def forward(self, x: Tensor, state: tuple[Any, Any]) -> tuple[Tensor, tuple[Any, Any]]:
         """x (B, T, D) and the state before it -> (B, T, D) and the state after it."""
@@ -73,8 +80,8 @@ class Hope(nn.Module):
 
     `inner` says how far the outer gradient passes the updates of the token levels (`inner.read`), `inner_loss` what
     these learn from: the next token by a head of their own, or the task itself where that is the next token already (a
-    language model). Raises UserError for token levels outside the continuum, chunks that never end, and a combination
-    in which the next-token head would never learn.
+    language model). Raises UserError for token levels outside the continuum, and a combination in which the next-token
+    head would never learn.
     """
 
     def __init__(
@@ -113,23 +120,30 @@ class Hope(nn.Module):
         self.norm = LayerNorm(width)
         self.head = Linear(width, n_outputs)
         self.next_token: NextToken | None = None
+        check_truncate(inner, truncate, "model.truncate")
         if token_levels:
-            _check_levels(self, sample_shape)
+            _check_levels(self)
             if inner_loss == "task":
                 _check_language_model(self, n_outputs)
             elif inner != "off":
                 _check_trained(inner)
                 self.next_token = NextToken(self.entry, width)
 
-    def initial_states(self) -> States:
-        """What every block holds before the first token: each memory's own initial state."""
-        return tuple((None, None) for _ in self.blocks)
+    def initial_states(self, batch: int) -> States:
+        """What every block holds before the first token: each memory's own initial state, (B, ...)."""
+        return tuple(cast(MemoryBlock, block).initial_state(batch) for block in self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, *sample_shape) -> (B, n_outputs), or (B, T, n_outputs) where every position is judged."""
+        """x (B, *sample_shape) -> (B, n_outputs), or (B, T, n_outputs) where every position is judged.
+
+        Raises UserError for a chunk, of a token level or of a memory, that is longer than the sequence.
+        """
+        pieces = self.entry.pieces(x)
+        _check_memories(self.blocks, pieces.shape[1])
         if self.levels and self.inner != "off":
-            return self.outputs(self._read(x))
-        h, _ = self.blocks(self.entry(x), self.initial_states())
+            check_chunks(self.levels, pieces.shape[1])
+            return self.outputs(self._read(pieces))
+        h, _ = self.blocks(self.entry.embed(pieces), self.initial_states(len(x)))
         return self.outputs(h)
 
     def outputs(self, h: Tensor) -> Tensor:
@@ -156,16 +170,17 @@ class Hope(nn.Module):
 
     def chunk_loss(self, fast: Mapping[str, Tensor], carry: States | None, chunk: Chunk) -> tuple[Tensor, States]:
         """Loss of each label, (B, C), and the states after the chunk."""
-        h, states = self.features(fast, self.initial_states() if carry is None else carry, chunk.inputs)
+        before = self.initial_states(len(chunk.labels)) if carry is None else carry
+        h, states = self.features(fast, before, chunk.inputs)
         return self.token_loss(h, chunk.labels), states
 
-    def _read(self, x: Tensor) -> Tensor:
-        """Features (B, T, D) of samples, computed while the token levels learn from what was read before."""
-        tokens = self.entry.pieces(x)
-        start = initial_state(self, self.levels, len(x))
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Features (B, T, D) of tokens or patches, computed while the token levels learn from what was read before."""
+        start = initial_state(self, self.levels, len(tokens))
         _, state = read(_Collecting(self), self.levels, start, tokens, self.inner, self.truncate)
-        states, closed = state.carry or (self.initial_states(), ())
-        assert state.pending is not None, "something was read"
+        assert state.carry is not None, "a chunk was read"
+        assert state.pending is not None, "and at least one token more"
+        states, closed = state.carry
         rest = self.entry.embed(tokens)[:, tokens.shape[1] - state.pending.shape[1] :]
         h, _ = self.features(state.fast, states, rest)
         return torch.cat([*closed, h], 1)
@@ -182,19 +197,27 @@ class _Collecting:
         return self.model.named_parameters()
 
     def chunk_loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
-        states, closed = carry or (self.model.initial_states(), ())
+        states, closed = carry or (self.model.initial_states(len(chunk.labels)), ())
         h, states = self.model.features(fast, states, chunk.inputs)
         return self.model.token_loss(h, chunk.labels), (states, (*closed, h))
 
 
-def _check_levels(model: Hope, sample_shape: tuple[int, ...]) -> None:
+def _check_levels(model: Hope) -> None:
     for level, names in assign_tokens(model.levels, model).items():
         outside = [name for name in names if ".continuum." not in name]
         if outside:
             text = f"{outside[0]!r} cannot have fast weights here; parameters of the continuum can, *.continuum.*"
             raise UserError(text, key=f"levels.{level}.params", seen=outside[0])
-    length = sample_shape[0] if isinstance(model.entry, Tokens) else len(model.entry.position)
-    check_chunks(model.levels, length)
+
+
+def _check_memories(blocks: Blocks, tokens: int) -> None:
+    """A memory whose gradients are taken once in so many tokens would see no write in a shorter sequence."""
+    for block in blocks:
+        for name in Chunks:
+            chunk = getattr(block.memory, name, 1)
+            if chunk > tokens:
+                text = f"a chunk of {chunk} tokens is longer than the sequence of {tokens}; take at most {tokens}"
+                raise UserError(text, key=f"model.memory.{name}", seen=chunk, allowed=tokens)
 
 
 def _check_language_model(model: Hope, n_outputs: int) -> None:

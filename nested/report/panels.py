@@ -17,8 +17,8 @@ from nested.report.figures import LINES, Bar, Point, Series
 from nested.report.groups import Group
 from nested.report.heatmap import CELLS, Limits, heat_map
 from nested.report.inline import inline_svg, save_png
-from nested.report.records import Array, Run, number
-from nested.report.wording import slug
+from nested.report.records import Array, Run, number, on_stream
+from nested.report.wording import every, slug
 
 BARS = 48  # more levels than this are in the table alone
 Draw = Callable[[str, Any, str], str]
@@ -142,15 +142,18 @@ def _anytime(group: Group, panel: Draw) -> Iterator[str]:
 
 
 def _levels(group: Group, panel: Draw) -> Iterator[str]:
-    runs = [(label, slot, [_bar(level) for level in run.levels]) for run, slot, label in group.members if run.levels]
+    runs = [
+        (label, slot, [_bar(level) for level in run.levels if on_stream(level)])
+        for run, slot, label in group.members
+        if run.levels
+    ]
     if 0 < sum(len(bars) for *_, bars in runs) <= BARS:
         yield panel("levels", figures.level_bars(runs), f"Parameters and updates per level, {group.title}")
 
 
 def _bar(level: dict[str, Any]) -> Bar:
-    period = level.get("period")
-    often = "every step" if period == 1 else f"every {period} steps"
-    return Bar(f"{level.get('name')}, {often}", number(level.get("parameters")) or 0, number(level.get("updates")) or 0)
+    label = f"{level.get('name')}, every {every(level.get('period'), 'step')}"
+    return Bar(label, number(level.get("parameters")) or 0, number(level.get("updates")) or 0)
 
 
 def _limits(group: Group, below: bool = False) -> Limits:

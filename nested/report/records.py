@@ -7,7 +7,7 @@ nothing was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,12 +105,18 @@ class Run:
 
     @property
     def parameters(self) -> int | None:
-        """Trainable parameters: every one of them is in exactly one level."""
-        return sum(int(level["parameters"]) for level in self.levels) if self.levels else None
+        """Trainable parameters: every one of them is in exactly one level on the stream clock."""
+        stream = [level for level in self.levels if on_stream(level)]
+        return sum(int(level["parameters"]) for level in stream) if stream else None
 
     def cost(self, name: str) -> list[float]:
         """A cost of every seed that recorded it."""
         return [v for s in self.seeds if (v := number(s.cost.get(name))) is not None]
+
+
+def on_stream(level: Mapping[str, Any]) -> bool:
+    """Whether a recorded level learns at optimizer steps; else within every sequence, at tokens."""
+    return level.get("clock", "stream") == "stream"
 
 
 def number(value: Any) -> float | None:

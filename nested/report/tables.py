@@ -8,8 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nested.report.groups import Group, grouped
-from nested.report.records import METRICS, Run, mean_of, visible
-from nested.report.wording import NONE, count, heading, large, memory, metric, run_seconds, score, seconds, seeds, steps
+from nested.report.records import METRICS, Run, mean_of, on_stream, visible
+from nested.report.wording import (
+    NONE,
+    count,
+    every,
+    heading,
+    large,
+    memory,
+    metric,
+    run_seconds,
+    score,
+    seconds,
+    seeds,
+    steps,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -152,17 +165,18 @@ def by_view(group: Group) -> Grid | None:
 
 
 def levels(group: Group) -> Grid | None:
-    """One row per level of every run."""
+    """One row per level of every run; a level on the token clock has eta for a rate, and is counted in no share."""
     rows = []
     for run, slot, label in group.members:
         for level in run.levels:
-            size, rate = level.get("parameters"), level.get("lr")
-            share = size / run.parameters if size is not None and run.parameters else None
+            stream, period = on_stream(level), level.get("period")
+            size, rate = level.get("parameters"), level.get("lr" if stream else "eta")
+            share = size / run.parameters if stream and size is not None and run.parameters else None
             rows.append(
                 (
                     Cell(label, slot=slot, head=True),
                     Cell(str(level.get("name"))),
-                    Cell(count(level.get("period")), level.get("period")),
+                    Cell(every(period, "step" if stream else "token"), period),
                     Cell(count(size), size),
                     Cell(NONE if share is None else f"{share:.1%}", share),
                     Cell(count(level.get("updates")), level.get("updates")),
@@ -170,7 +184,7 @@ def levels(group: Group) -> Grid | None:
                 )
             )
     return (
-        Grid(("run", "level", "period, steps", "parameters", "share", "updates", "rate"), tuple(rows)) if rows else None
+        Grid(("run", "level", "learns every", "parameters", "share", "updates", "rate"), tuple(rows)) if rows else None
     )
 
 

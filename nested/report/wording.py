@@ -52,6 +52,11 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
+def every(period: float | None, unit: str) -> str:
+    """How often a level learns: `step`, `8 steps`, `4 tokens`."""
+    return NONE if period is None else unit if period == 1 else f"{period:,.0f} {unit}s"
+
+
 def seconds(value: float | None, half: float | None = None) -> str:
     """`12.3 ± 0.4`, whole from a hundred on."""
     if value is None:

@@ -36,7 +36,7 @@ def by_hand(net, x: torch.Tensor, levels) -> torch.Tensor:
     params = dict(net.named_parameters())
     members = {lv.name: [n for n in params if lv.params[0].strip("*") in n] for lv in levels}
     gathered = {n: torch.zeros_like(p) for n, p in params.items()}
-    states, logits, chunk = net.initial_states(), [], levels[0].period
+    states, logits, chunk = net.initial_states(1), [], levels[0].period
     for first in range(0, x.shape[1], chunk):
         net.zero_grad()
         h, after = net.blocks(net.entry(x[:, first : first + chunk]), states)
@@ -66,6 +66,15 @@ def test_its_loss_is_what_the_inner_loop_reads():
     nll, _ = read(net, net.levels, initial_state(net, net.levels, 3), x)
     wanted = F.cross_entropy(net(x)[:, :-1].mT, x[:, 1:], reduction="none")
     torch.testing.assert_close(nll, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory", ["delta.DeltaMemory", "lstm.LSTMMemory", "self_modifying.SelfModifyingTitans"])
+def test_levels_of_rate_zero_leave_every_memory_what_it_says_at_once(memory):
+    section = {"_target_": f"nested.memory.{memory}"}
+    if memory.endswith("Titans"):
+        section |= {"chunk": 6, "projection_chunk": 3}  # longer than a level's: a memory's chunks are its own
+    x, frozen = tokens(), [Level("still", ("*.continuum.0.*",), 2, "token", eta=0.0)]
+    torch.testing.assert_close(hope(frozen, section)(x), hope(memory=section)(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("inner_loss", ["task", "next_token"])
@@ -123,14 +132,35 @@ def test_evaluation_learns_within_the_sequence_too():
     ("given", "key"),
     [
         ({"levels": [Level("fast", ("head.*",), 2, "token", eta=0.1)]}, "levels.fast.params"),
-        ({"levels": [Level("fast", ("*.continuum.0.*",), 9, "token", eta=0.1)]}, "levels.fast.chunk_tokens"),
         ({"levels": [FAST], "inner": "first_order"}, "model.inner"),
         ({"levels": [FAST], "inner_loss": "task", "outputs": 4}, "model.inner_loss"),
         ({"levels": [FAST], "inner_loss": "task", "per_position": False}, "model.inner_loss"),
         ({"patch": 3}, "model.patch"),
+        ({"inner": "truncated"}, "model.truncate"),
+        ({"levels": [FAST], "truncate": 2}, "model.truncate"),
+        ({"memory": {"_target_": "nested.memory.delta.DeltaMemory", "eta_max": 3.0}}, "model.memory.eta_max"),
+        ({"memory": {"_target_": "nested.memory.delta.DeltaMemory", "width": 4}}, "model.memory.width"),
+        ({"memory": {"_target_": "nested.memory.delta.DeltaMemory"}, "heads": 3}, "model.heads"),
     ],
 )
 def test_what_cannot_learn_is_refused(given, key):
     with pytest.raises(UserError) as caught:
         hope(**given)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("given", "length", "key"),
+    [
+        ({"levels": [Level("fast", ("*.continuum.0.*",), 6, "token", eta=0.1)]}, 6, "levels.fast.chunk_tokens"),
+        ({"memory": {"_target_": "nested.memory.delta.DeltaMemory", "anchor": 7}}, 6, "model.memory.anchor"),
+        ({"memory": {"_target_": "nested.memory.self_modifying.SelfModifyingTitans", "chunk": 7}, "levels": [FAST]},
+         6, "model.memory.chunk"),
+    ],
+)  # fmt: skip
+def test_a_chunk_longer_than_the_sequence_is_refused_and_one_as_long_is_read(given, length, key):
+    net = hope(**given)
+    with pytest.raises(UserError, match="longer than the sequence") as caught:
+        net(tokens(2, length))
+    assert caught.value.key == key
+    assert net(tokens(2, length + 1)).isfinite().all()

@@ -165,6 +165,14 @@ def test_sets_of_weights_are_judged_apart(tmp_path):
     ]
 
 
+def test_a_level_on_the_token_clock_is_named_and_counts_no_parameter_twice(tmp_path):
+    reading = {"name": "reading", "clock": "token", "period": 4, "parameters": 4000, "updates": None, "eta": 0.05}
+    page = render(tmp_path, fake_run(tmp_path, levels=(*fake_runs.LEVELS, reading)))
+    rows = [tuple(r[c] for c in ("level", "learns every", "share", "updates", "rate")) for r in page.rows("level")]
+    assert rows[0] == ("fast", "step", "52.9%", "800", "0.1")
+    assert rows[2:] == [("slow", "8 steps", "23.5%", "100", "0.1"), ("reading", "4 tokens", "–", "–", "0.05")]
+
+
 def test_anytime_costs_levels_and_data_are_there(tmp_path):
     page = render(
         tmp_path, fake_run(tmp_path, seeds=(0,), anytime=True, command=("nested", "run", "seed=0", "label=a b"))
