@@ -175,13 +175,13 @@ def doctor(
 
 
 @app.command()
-def init(kind: Annotated[str, typer.Argument(help="stream, model, optim or method")], name: str) -> None:
+def init(kind: Annotated[str, typer.Argument(help="stream, model, memory, optim or method")], name: str) -> None:
     """Write a new component: one file, one config, one contract test, ready to run."""
-    from nested.scaffold import init as scaffold
+    from nested import scaffold
 
-    for path in scaffold(kind, name, Path.cwd()):
+    for path in scaffold.init(kind, name, Path.cwd()):
         show(f"wrote {path}")
-    show(f"try: nested run {kind}={name} --config-dir conf")
+    show(f"try: nested run {scaffold.group(kind)}={name} --config-dir conf")
 
 
 def _pages(names: list[str], runs: str, out: str | None, as_json: bool) -> None:

@@ -13,14 +13,21 @@ from nested.config import options
 from nested.errors import UserError, unknown
 from nested.rundir import said
 
-Kinds = ("stream", "model", "optim", "method")
+_GROUPS = {"memory": "model"}  # kind -> group of its config, where that is not its own name
+Kinds = ("stream", "model", "memory", "optim", "method")
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-def init(kind: str, name: str, where: str | Path = ".") -> list[Path]:
-    """Write `NAME.py`, `conf/KIND/NAME.yaml` and `test_NAME.py` in a directory; nothing is ever overwritten.
+def group(kind: str) -> str:
+    """The config group in which a new component of this kind can be chosen."""
+    return _GROUPS.get(kind, kind)
 
-    Then `nested run KIND=NAME --config-dir conf` runs there. Raises UserError for a kind or a name that cannot be.
+
+def init(kind: str, name: str, where: str | Path = ".") -> list[Path]:
+    """Write `NAME.py`, `conf/GROUP/NAME.yaml` and `test_NAME.py` in a directory; nothing is ever overwritten.
+
+    Then `nested run GROUP=NAME --config-dir conf` runs there; a memory's group is model: HOPE's frame around it. Raises
+    UserError for a kind or a name that cannot be.
     """
     _check_kind(kind)
     _check_name(kind, name)
@@ -44,7 +51,7 @@ def _filled(kind: str, name: str) -> dict[str, str]:
     words = {"name": name, "Name": class_name(name)}
     sources = {
         f"{name}.py": f"{kind}.py.txt",
-        f"conf/{kind}/{name}.yaml": f"{kind}.yaml.txt",
+        f"conf/{group(kind)}/{name}.yaml": f"{kind}.yaml.txt",
         f"test_{name}.py": f"test_{kind}.py.txt",
     }
     return {
@@ -59,9 +66,6 @@ def class_name(name: str) -> str:
 
 
 def _check_kind(kind: str) -> None:
-    if kind == "memory":
-        text = f"a memory cannot be made yet, a later version will; allowed: {', '.join(Kinds)}"
-        raise UserError(text, key="init", seen=kind, allowed=list(Kinds))
     if kind not in Kinds:
         raise unknown("kind", kind, Kinds, "init")
 
@@ -74,8 +78,8 @@ def _check_name(kind: str, name: str) -> None:
 
 def _check_free(kind: str, name: str) -> None:
     """Refuse a name that would hide, or be hidden by, something else."""
-    if name in options(kind):
-        raise UserError(f"{kind}={name} is there already; choose another name", key="init", seen=name)
+    if name in options(group(kind)):
+        raise UserError(f"{group(kind)}={name} is there already; choose another name", key="init", seen=name)
     spec = importlib.util.find_spec(name)
     if spec is not None:
         text = f"a module {name!r} can be imported already ({spec.origin}) and would be taken instead of the new one"
