@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nested.errors import UserError
+from nested.memory.state import check_state, check_tokens
 
 BASE = 10000.0  # of the rotary frequencies
 
@@ -66,9 +67,13 @@ class AttentionMemory(nn.Module):
         return Kept(none, none)
 
     def forward(self, x: Tensor, state: Kept | None = None) -> tuple[Tensor, Kept]:
-        """x (B, T, D) -> y (B, T, D) and what is kept."""
+        """x (B, T, D) -> y (B, T, D) and what is kept. Raises UserError for other tokens, or a state not of x."""
+        check_tokens(x, self.out.in_features)
         b, t, d = x.shape
-        before = self.initial_state(b) if state is None else state
+        nothing = self.initial_state(b)
+        before = nothing if state is None else state
+        for part, held, none in zip(Kept._fields, before, nothing):
+            check_state(part, held[:, :, :0], none, x, dtype=False)  # however many tokens it keeps
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K)
         first = before.keys.shape[2]
         kept = Kept(torch.cat([before.keys, rotate(k, first)], 2), torch.cat([before.values, v], 2))

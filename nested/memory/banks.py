@@ -10,7 +10,8 @@ those that make eta and alpha. It writes with gradients taken at an anchor, the 
 from the right, which is undefined for this one. Here each linear layer is written by Eq. 88, with its own input as key
 and the gradient that reaches it: the faithful form, since Eq. 57 derives the rule for one linear layer. A layer whose
 input has norm lambda takes steps of eta / max(1, lambda^2), where Eq. 57 has eta / (1 + eta lambda^2): so the bound on
-eta for unit keys holds for it too (for each layer while the other stands still). The identity never decays.
+eta for unit keys holds for it too (for each layer while the other stands still, and for values that do not depend on
+the memory; with its own ones nothing is proved, but l2 is bounded where it was tried). The identity never decays.
 `erase="input"` lets only `up` erase. The memories of eta and alpha are as wide as the others, as Eq. 84 wants, and a
 learned read-out makes a scalar of each.
 

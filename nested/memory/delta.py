@@ -2,7 +2,7 @@
 
 "Nested Learning" (arXiv 2512.24695v1) Eq. 76-78 with the learning rule of Eq. 88, 92 and 93. The same recurrence is
 linear attention (Eq. 15-16) with rule "gd" and objective "dot", and the delta rule of DeltaNet with rule "gd" and
-objective "l2" (`linear_attention` and `delta_net` below).
+objective "l2", each from an empty memory (conf/model/linear_attention.yaml, conf/model/delta_net.yaml).
 
 What the paper leaves open, and what is done here:
 - stability: keys and queries of unit length, eta = eta_max alpha gate with the contractive bound as eta_max, states in
@@ -25,9 +25,10 @@ from nested_kernels.delta_rule import Objective, Read, Retain, Rule, State, delt
 from torch import Tensor, nn
 
 from nested.errors import UserError
-from nested.memory.gates import Gate, gate, gate_bias, rate, read_norm, unit
+from nested.memory.gates import Gate, gate, gate_bias, rate, read_norm, unit, wide
 from nested.memory.objectives import bound, check_rate
-from nested.signature import Bound
+from nested.memory.state import check_chunk, check_state, check_tokens
+from nested.signature import Bound, checked
 
 
 class DeltaMemory(nn.Module):
@@ -36,8 +37,9 @@ class DeltaMemory(nn.Module):
     eta_max None is the contractive bound of the objective and rule (halved by `monotone`), or 1 where there is none.
     `alpha` "one" never forgets; `eta` "constant" is eta_max alpha at every token. `alpha_start` is the gate before
     training. `start` "learned" is an initial memory drawn from N(0, 1 / K) and learned, "zero" is none. `anchor`: the
-    length of chunks whose gradients are taken at their start. Raises UserError for heads that do not divide the width,
-    an eta_max beyond the bound, and retention towards an initial memory that is not there.
+    length of chunks whose gradients are taken at their start. Raises UserError for a value outside its words or range,
+    heads that do not divide the width, an eta_max beyond the bound, and retention towards an initial memory that is not
+    there.
     """
 
     def __init__(
@@ -58,10 +60,13 @@ class DeltaMemory(nn.Module):
         start: Literal["learned", "zero"] = "learned",
     ):
         super().__init__()
+        given = {"width": width, "heads": heads, "objective": objective, "rule": rule, "retain": retain, "read": read}
+        given |= {"gates": gates, "alpha": alpha, "eta": eta, "start": start, "anchor": anchor}
+        checked(DeltaMemory, given, "model")
         if width % heads:
             raise UserError(f"{heads} heads do not divide a width of {width}", key="model.heads", seen=heads)
         if retain == "initial" and start == "zero":
-            raise UserError("'initial' needs model.start=learned: there is no initial memory", key="model.retain")
+            raise UserError("'initial' needs start: learned, since there is no initial memory", key="model.retain")
         if eta_max is None:
             most = bound(objective, rule, anchor=anchor, monotone=monotone)
             eta_max = most if math.isfinite(most) else 1.0
@@ -94,8 +99,7 @@ class DeltaMemory(nn.Module):
         return State(self._initial(batch))
 
     def _initial(self, batch: int) -> Tensor:
-        wide = torch.promote_types(self.initial.dtype, torch.float32)
-        return self.initial.to(wide).expand(batch, -1, -1, -1)  # (B, H, V, K)
+        return wide(self.initial).expand(batch, -1, -1, -1)  # (B, H, V, K)
 
     def read(self, state: State, q: Tensor) -> Tensor:
         """q (B, H, T, K) -> y (B, H, T, V): the memory's answers, not normalised; nothing is written."""
@@ -106,9 +110,16 @@ class DeltaMemory(nn.Module):
         return self._run(k, k, v, eta, alpha, state)[1]
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """x (B, T, D) -> y (B, T, D) and the state after the last token. Raises UserError for a state not of x."""
-        state = self.initial_state(len(x)) if state is None else state
-        self._check(state, x)
+        """x (B, T, D) -> y (B, T, D) and the state after the last token.
+
+        Raises UserError for tokens of another width, a state that is not of x, and a sequence shorter than a chunk
+        where no state is given.
+        """
+        check_tokens(x, self.heads * self.size)
+        if state is None:
+            check_chunk(self.anchor, "anchor", x)
+            state = self.initial_state(len(x))
+        check_state("memory", state.memory, self._initial(len(x)), x)
         q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
         eta, alpha = self.rates(x)
         y, state = self._run(unit(q), unit(k), v, eta, alpha, state)
@@ -132,24 +143,3 @@ class DeltaMemory(nn.Module):
             objective=self.objective, rule=self.rule, anchor=self.anchor, read=self.when_read,
             retain=self.retain, initial=self._initial(len(q)) if self.retain == "initial" else None,
         )  # fmt: skip
-
-    def _check(self, state: State, x: Tensor) -> None:
-        """A state of another batch, device or precision is refused by name."""
-        wanted = self._initial(len(x))
-        for name in ("shape", "device", "dtype"):
-            seen, allowed = getattr(state.memory, name), getattr(wanted, name)
-            if seen != allowed:
-                text = f"the state's memory has {name} {seen}, tokens of shape {tuple(x.shape)} need {allowed}"
-                raise UserError(f"{text}; start from initial_state({len(x)})", key="state", seen=seen, allowed=allowed)
-
-
-def linear_attention(width: int, heads: int) -> DeltaMemory:
-    """Eq. 15-16: M <- M + v k^T from zero, y = M q, with unit keys and queries and a normalised read."""
-    return DeltaMemory(width, heads, objective="dot", rule="gd", alpha="one", eta="constant", eta_max=1.0, start="zero")
-
-
-def delta_net(width: int, heads: int, *, negative: bool = False) -> DeltaMemory:
-    """The delta rule without decay, from zero: eigenvalues in [0, 1], or in [-1, 1] with `negative` (eta up to 2)."""
-    return DeltaMemory(
-        width, heads, objective="l2", rule="gd", alpha="one", eta_max=2.0 if negative else 1.0, start="zero"
-    )

@@ -43,7 +43,7 @@ def advance(
     flat = steps._make(None if x is None else x.flatten(0, -3) for x in steps)
     after = weight.flatten(0, -3)
     start, gathered = (None if x is None else x.flatten(0, -3) for x in (initial, momentum))
-    if gathered is None and steps.key.shape[-2] > 1:
+    if gathered is None and steps.key.shape[-2] > 1:  # for one token the kernel costs more than it does
         reads, after = _together(flat, erase, after, start)
     else:
         reads, after, gathered = _one_by_one(flat, erase, after, start, gathered)

@@ -24,7 +24,7 @@ LEAST = 1e-3  # vectors shorter than this stay shorter than 1: bounds the gradie
 
 def gate(z: Tensor, kind: Gate = "sigmoid") -> Tensor:
     """z of any shape -> [0, 1], at least float32. "hard", clamp(1.2 sigmoid(z) - 0.1, 0, 1), reaches both ends."""
-    share = torch.sigmoid(_wide(z))
+    share = torch.sigmoid(wide(z))
     return share if kind == "sigmoid" else (1.2 * share - 0.1).clamp(0, 1)
 
 
@@ -47,24 +47,16 @@ def rate(z: Tensor, alpha: Tensor, eta_max: float, kind: Gate = "sigmoid") -> Te
 
 def unit(x: Tensor) -> Tensor:
     """x (..., K) at length 1, at least float32; below length `LEAST` proportional to x, so that 0 has a gradient."""
-    return _at_most(x, LEAST)
-
-
-def within_unit(x: Tensor) -> Tensor:
-    """x (..., K) shortened to length 1 where it is longer, at least float32."""
-    return _at_most(x, 1.0)
-
-
-def _at_most(x: Tensor, least: float) -> Tensor:
-    x = _wide(x)
-    return x * (x * x).sum(-1, keepdim=True).clamp_min(least * least).rsqrt()
+    x = wide(x)
+    return x * (x * x).sum(-1, keepdim=True).clamp_min(LEAST * LEAST).rsqrt()
 
 
 def read_norm(y: Tensor, eps: float = 1e-6) -> Tensor:
     """y (..., V) at root mean square 1 (0 stays 0), at least float32: a read no longer tells how full the memory is."""
-    y = _wide(y)
+    y = wide(y)
     return y * (y.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """x in its own dtype, at least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

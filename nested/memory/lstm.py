@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nested.memory.state import check_state, check_tokens
+
 
 class LSTMState(NamedTuple):
     """Output and cell after the last token, each (B, 1, D): batch first, one layer."""
@@ -32,8 +34,12 @@ class LSTMMemory(nn.Module):
         return LSTMState(zero, zero)
 
     def forward(self, x: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
-        """x (B, T, D) -> y (B, T, D) and the state after the last token."""
-        before = self.initial_state(len(x)) if state is None else state
+        """x (B, T, D) -> y (B, T, D) and the state after the last token. Raises UserError for a state not of x."""
+        check_tokens(x, self.lstm.input_size)
+        wanted = self.initial_state(len(x))
+        before = wanted if state is None else state
+        for part, held, new in zip(LSTMState._fields, before, wanted):
+            check_state(part, held, new, x, dtype=False)
         start = (before.output.transpose(0, 1).contiguous(), before.cell.transpose(0, 1).contiguous())
         with torch.backends.cudnn.flags(enabled=False):  # it has no second derivative, which levels on tokens take
             y, (h, c) = self.lstm(x, start)

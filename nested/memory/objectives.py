@@ -60,7 +60,6 @@ def check_rate(
     *,
     anchor: int = 1,
     monotone: bool = False,
-    key: str = "model.eta_max",
 ) -> None:
     """Raises UserError with the bound and its reason when eta_max is not in (0, bound]."""
     most = bound(objective, rule, values, anchor=anchor, monotone=monotone)
@@ -72,7 +71,7 @@ def check_rate(
         f"{eta_max:g} is not allowed; above 0 and at most {most:g} is: up to there a memory with objective "
         f"{objective!r}, rule {rule!r} and {'self-generated' if values == 'self' else 'fixed'} values {why} "
         f"along a key that is repeated{over}",
-        key=key,
+        key="model.eta_max",
         seen=eta_max,
         allowed=f"(0, {most:g}]",
     )

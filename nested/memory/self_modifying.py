@@ -21,6 +21,8 @@ What the paper leaves open or contradicts, and what is done here:
   zero at all has nothing left after a few hundred tokens;
 - momentum: see `nested.memory.fast_linear`; its gate is a static projection. Token by token DGD keeps its bounds with
   it for the L2 objectives; with the dot product it grows along a key whose value v has <v, k> above 1 - beta;
+- the dot product is no objective for residual memories, though it can be chosen: what a layer is told grows with the
+  other one, nothing but the erase stands against it, and at the default rate it diverges within some hundred tokens;
 - chunks: the bound is that of the longer one, which for self-generated values falls with its length.
 
 Shapes: B batch, T tokens, D width, H heads, K = D / H, Z = B x H, L tokens of a segment.
@@ -28,18 +30,18 @@ Shapes: B batch, T tokens, D width, H heads, K = D / H, Z = B x H, L tokens of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from nested_kernels.delta_rule import Objective, Retain, Rule, terms
 from torch import Tensor, nn
 
-from nested.errors import UserError, unknown
+from nested.errors import UserError
 from nested.memory.banks import Bank, Erase, MatrixBank, ResidualBank, Scalars, Segment, Vectors, Weights
-from nested.memory.gates import Gate, gate, gate_bias, read_norm, unit
+from nested.memory.gates import Gate, gate, gate_bias, read_norm, unit, wide
 from nested.memory.objectives import bound, check_rate
-from nested.signature import Bound
+from nested.memory.state import check_chunk, check_state, check_tokens
+from nested.signature import Bound, checked
 
 Adaptive = Literal["q", "k", "v", "eta", "alpha"]
 Memory = Literal["matrix", "mlp"]
@@ -69,7 +71,8 @@ class SelfModifyingTitans(nn.Module):
     `alpha_start` and `eta_start` are what the gates are before training; with `alpha` "one" nothing is forgotten.
     `hidden` and `erase` belong to memory "mlp": `hidden` None is the head's width; `erase` "input" leaves the rank-one
     erase to the layer that sees the key.
-    Raises UserError for heads that do not divide the width, chunk lengths that do not nest, rates beyond the bound.
+    Raises UserError for a value outside its words or range, heads that do not divide the width, chunk lengths that do
+    not nest, rates beyond the bound.
     """
 
     def __init__(
@@ -95,11 +98,10 @@ class SelfModifyingTitans(nn.Module):
         erase: Erase = "every",
     ):
         super().__init__()
-        words = {"memory": memory, "objective": objective, "rule": rule, "read": read, "retain": retain, "gates": gates}
-        for (name, seen), allowed in zip(words.items(), (Memory, Objective, Rule, Read, Retain, Gate)):
-            if seen not in get_args(allowed):
-                raise unknown(name, seen, get_args(allowed), f"model.{name}")
-        _check(width, heads, adaptive, chunk, projection_chunk)
+        given = {"width": width, "heads": heads, "memory": memory, "objective": objective, "rule": rule, "read": read}
+        given |= {"adaptive": adaptive, "chunk": chunk, "projection_chunk": projection_chunk, "retain": retain}
+        checked(SelfModifyingTitans, given | {"gates": gates, "alpha": alpha, "erase": erase}, "model")
+        _check(width, heads, chunk, projection_chunk)
         scalars = Scalars if alpha == "gate" else tuple(n for n in Scalars if n != "alpha")
         adaptive = tuple(n for n in adaptive if n in (*Vectors, *scalars))
         longest = max(chunk, projection_chunk)
@@ -136,7 +138,7 @@ class SelfModifyingTitans(nn.Module):
         return State(weights, weights if chunked else (), momentum, position)
 
     def _initial_weights(self) -> Weights:
-        return tuple(_wide(w) for w in self.memories.initial_weights())
+        return tuple(wide(w) for w in self.memories.initial_weights())
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x (B, T, D) -> y (B, T, D) and the state after the last token.
@@ -157,7 +159,7 @@ class SelfModifyingTitans(nn.Module):
 
     def _by_head(self, z: Tensor) -> Tensor:
         """(B, T, H n) -> (Z, T, n), at least float32."""
-        return _wide(z).unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+        return wide(z).unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
 
     def _run(self, tokens: dict[str, Tensor], before: State, T: int) -> tuple[Tensor, State]:
         """Projections of the tokens (Z, T, n) -> reads (Z, T, K) and the state after them."""
@@ -166,7 +168,7 @@ class SelfModifyingTitans(nn.Module):
         if self.retain == "initial":
             initial = tuple(w.repeat(B, *[1] * (w.ndim - 1)) for w in self._initial_weights())
         live, anchor, momentum = (tuple(w.flatten(0, 1) for w in part) for part in before[:3])
-        biases = [_wide(b) for b in (self.eta_bias, self.alpha_bias) if b is not None]
+        biases = [wide(b) for b in (self.eta_bias, self.alpha_bias) if b is not None]
         bias = torch.stack(biases, -1).repeat(B, 1).unsqueeze(1)  # (Z, 1, 2), without alpha (Z, 1, 1)
         tokens = {n: unit(z) if n in ("x", *Vectors) else z for n, z in tokens.items()}
         positions, lengths = self._segments(before.position, T)
@@ -213,40 +215,24 @@ class SelfModifyingTitans(nn.Module):
 
     def _start(self, x: Tensor, state: State | None) -> State:
         """The state to begin from, checked against x."""
-        D = self.heads * self.head_width
-        if x.ndim != 3 or x.shape[-1] != D or not x.shape[1]:
-            text = f"tokens of shape {tuple(x.shape)} are not allowed; (B, T, {D}) with T of at least 1 is"
-            raise UserError(text, key="x", seen=tuple(x.shape), allowed=f"(B, T, {D})")
-        wanted, longest = self.initial_state(len(x)), max(self.chunk, self.projection_chunk)
-        if state is None and x.shape[1] < longest:
-            raise UserError(
-                f"a chunk of {longest} tokens is longer than the sequence of {x.shape[1]}: no token "
-                "would see a write; shorten the chunk, or pass initial_state(batch) where more of the sequence follows",
-                key="model.chunk" if self.chunk == longest else "model.projection_chunk",
-                seen=longest,
-                allowed=x.shape[1],
-            )
+        check_tokens(x, self.heads * self.head_width)
+        wanted = self.initial_state(len(x))
         if state is None:
+            for name in ("chunk", "projection_chunk"):
+                check_chunk(getattr(self, name), name, x)
             return wanted
         _check_state(state, wanted, x)
         return state
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _check(width: int, heads: int, adaptive: Sequence[str], chunk: int, projection_chunk: int) -> None:
+def _check(width: int, heads: int, chunk: int, projection_chunk: int) -> None:
     if width % heads:
         raise UserError(f"{heads} heads do not divide a width of {width}", key="model.heads", seen=heads)
-    for name in adaptive:
-        if name not in (*Vectors, *Scalars):
-            raise unknown("memory", name, (*Vectors, *Scalars), "model.adaptive")
     short, long = sorted((chunk, projection_chunk))
-    if short < 1 or long % short:
+    if long % short:
         raise UserError(
-            f"chunks of {chunk} and {projection_chunk} tokens do not nest; chunk and projection_chunk are at least 1 "
-            "and one is a multiple of the other",
+            f"chunks of {chunk} and {projection_chunk} tokens do not nest; one of chunk and projection_chunk has to be "
+            "a multiple of the other",
             key="model.projection_chunk",
             seen=projection_chunk,
         )
@@ -261,11 +247,7 @@ def _check_state(state: State, wanted: State, x: Tensor) -> None:
             text = f"the state has {len(seen)} {part}, this memory {len(allowed)}; start from initial_state({len(x)})"
             raise UserError(text, key="state", seen=len(seen), allowed=len(allowed))
         for have, need in zip(seen, allowed):
-            for what in ("shape", "device", "dtype"):
-                a, b = getattr(have, what), getattr(need, what)
-                if a != b:
-                    text = f"the state's {part} have {what} {a}, tokens of shape {tuple(x.shape)} need {b}"
-                    raise UserError(f"{text}; start from initial_state({len(x)})", key="state", seen=a, allowed=b)
+            check_state(part, have, need, x)
     if wanted.anchors and not bool((state.position == state.position[0]).all()):
         seen = state.position.tolist()
         raise UserError(

@@ -293,6 +293,7 @@ Wrong = {
     "integers": (wrong(alpha=torch.ones(2, 2, 4, dtype=torch.long)), ["alpha is torch.int64", "floating"]),
     "devices": (wrong(v=torch.zeros(2, 2, 4, 4, device="meta")), ["v is on meta", "q on cpu"]),
     "no token": (wrong(q=torch.zeros(2, 2, 0, 3)), ["q is (2, 2, 0, 3)", "T > 0"]),
+    "no sequence": (wrong(q=torch.zeros(0, 2, 4, 3)), ["q is (0, 2, 4, 3)", "B and T > 0"]),
     "objective": (wrong(objective="l3"), ["objective is 'l3'", "dot, l2, l2_doubled"]),
     "read": (wrong(read="before"), ["read is 'before'", "cumulative, after, anchor"]),
     "backend": (wrong(backend="fast"), ["backend is 'fast'", "auto, reference, chunked"]),

@@ -53,3 +53,14 @@ def test_it_can_be_differentiated_twice():
 def test_a_width_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="twice the 3 heads"):
         AttentionMemory(8, 3)
+
+
+def test_other_tokens_and_a_state_of_another_batch_or_device_are_refused_by_name():
+    net, x = memory(), torch.randn(2, 3, 8, dtype=torch.float64)
+    with pytest.raises(UserError, match=r"\(B, T, 8\) with B and T of at least 1"):
+        net(x[:, :, :7])
+    kept = net(torch.cat([x, x[:1]]))[1]
+    with pytest.raises(UserError, match=r"keys has shape \(3, 2, 0, 4\), .* \(2, 3, 8\) need \(2, 2, 0, 4\)"):
+        net(x, kept)
+    with pytest.raises(UserError, match=r"values has device meta, .* need cpu"):
+        net(x, net(x)[1]._replace(values=kept.values[:2].to("meta")))

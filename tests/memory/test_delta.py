@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from nested.config import compose
 from nested.errors import UserError
-from nested.memory.delta import DeltaMemory, delta_net, linear_attention
+from nested.memory.delta import DeltaMemory
 from nested.memory.objectives import bound
+from nested.signature import build
 
 
 def tokens(t: int = 11, b: int = 2, width: int = 6) -> Tensor:
@@ -22,6 +24,11 @@ def memory(**options: Any) -> DeltaMemory:
     if made.alpha is not None:
         nn.init.normal_(made.alpha.weight)  # so that retention differs from token to token
     return made
+
+
+def configured(*overrides: str) -> DeltaMemory:
+    """The memory of a model as the catalogue has it."""
+    return build(compose(list(overrides)).model["memory"], "model.memory", width=6, heads=2).double()
 
 
 def by_hand(m: DeltaMemory, x: Tensor) -> Tensor:
@@ -56,7 +63,7 @@ def test_it_is_the_printed_recurrence_in_values_and_all_gradients() -> None:
 
 
 def test_linear_attention_is_the_masked_product() -> None:
-    m, x = linear_attention(6, 2).double(), tokens()
+    m, x = configured("model=linear_attention"), tokens()
     q, k, v = (p(x).view(2, 11, 2, 3).transpose(1, 2) for p in (m.query, m.key, m.value))
     y = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT).tril() @ v
     y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -65,14 +72,15 @@ def test_linear_attention_is_the_masked_product() -> None:
 
 
 def test_delta_net_replaces_what_a_key_held() -> None:
-    m = delta_net(6, 2).double()
+    m = configured("model=delta_net")
     k = F.normalize(torch.randn(1, 2, 4, 3, dtype=torch.float64), dim=-1)
     v = torch.randn(1, 2, 4, 3, dtype=torch.float64)
     one = torch.ones(1, 2, 4, dtype=torch.float64)
     state = m.write(m.initial_state(1), k, v, one, one)
     assert_close(m.read(state, k)[:, :, -1], v[:, :, -1])
+    assert not m.initial_state(1).memory.any()
     assert m.eta_max == 1
-    assert delta_net(6, 2, negative=True).eta_max == 2
+    assert configured("model=delta_net", "model.memory.eta_max=2.0").eta_max == 2
 
 
 OPTIONS = [
@@ -87,9 +95,9 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_pieces_are_the_whole_at_every_split(options: dict[str, Any]) -> None:
     m, x = memory(**options), tokens()
-    y, end = m(x)
+    y, end = m(x, m.initial_state(2))
     for split in range(1, 11):
-        first, state = m(x[:, :split])
+        first, state = m(x[:, :split], m.initial_state(2))
         second, state = m(x[:, split:], state)
         assert_close(torch.cat([first, second], 1), y)
         assert_close(state.memory, end.memory)
@@ -98,14 +106,15 @@ def test_pieces_are_the_whole_at_every_split(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_batch_is_its_sequences_and_no_token_sees_a_later_one(options: dict[str, Any]) -> None:
     m, x = memory(**options), tokens()
-    y, state = m(x)
+    y, state = m(x, m.initial_state(2))
     for b in range(2):
-        alone, end = m(x[b : b + 1])
+        alone, end = m(x[b : b + 1], m.initial_state(1))
         assert_close(alone[0], y[b])
         assert_close(end.memory[0], state.memory[b])
     later = torch.cat([x[:, :6], tokens(5)], 1)
-    assert torch.equal(m(later)[0][:, :6], y[:, :6])
-    assert not torch.equal(m(later)[0], y)
+    other, _ = m(later, m.initial_state(2))
+    assert torch.equal(other[:, :6], y[:, :6])
+    assert not torch.equal(other, y)
 
 
 def test_read_and_write_are_what_forward_is_made_of() -> None:
@@ -167,7 +176,11 @@ WRONG = {
     "heads": ({"heads": 4}, "model.heads", "4 heads do not divide a width of 6"),
     "rate": ({"eta_max": 1.5}, "model.eta_max", "1.5 is not allowed; above 0 and at most 1 is"),
     "rate over a chunk": ({"rule": "gd", "anchor": 8, "eta_max": 1.0}, "model.eta_max", "at most 0.25"),
-    "retention": ({"retain": "initial", "start": "zero"}, "model.retain", "needs model.start=learned"),
+    "retention": ({"retain": "initial", "start": "zero"}, "model.retain", "needs start: learned"),
+    "objective": ({"objective": "l3"}, "model.objective", r"'l3' is not allowed.*allowed: dot \| l2 \| l2_doubled"),
+    "gates": ({"gates": "Hard"}, "model.gates", r"'Hard' is not allowed.*sigmoid \| hard"),
+    "no head": ({"heads": 0}, "model.heads", "0 is not allowed; allowed: int >= 1"),
+    "anchor": ({"anchor": 0}, "model.anchor", "0 is not allowed; allowed: int >= 1"),
     "alpha": ({"alpha_start": 1.0}, "model.alpha_start", "1 is not allowed for a sigmoid gate"),
 }
 
@@ -182,10 +195,21 @@ def test_wrong_options_are_refused_with_what_is_allowed(case: str) -> None:
 
 def test_a_state_of_another_batch_or_precision_is_refused_by_name() -> None:
     m, x = memory(), tokens()
-    with pytest.raises(UserError, match=r"shape .*\[3, 2, 3, 3\].*\(2, 11, 6\).*\[2, 2, 3, 3\].*initial_state\(2\)"):
+    with pytest.raises(UserError, match=r"shape \(3, 2, 3, 3\).*\(2, 11, 6\) need \(2, 2, 3, 3\).*initial_state\(2\)"):
         m(x, m.initial_state(3))
     state = m.initial_state(2)
     with pytest.raises(UserError, match=r"dtype torch.float32.*torch.float64"):
         m(x, state._replace(memory=state.memory.float()))
     with pytest.raises(UserError, match=r"device meta.*cpu"):
         m(x, state._replace(memory=state.memory.to("meta")))
+
+
+def test_other_tokens_and_an_anchor_longer_than_the_sequence_are_refused() -> None:
+    m = memory(anchor=8)
+    for wrong in (tokens()[0], tokens(width=5), tokens(0), tokens(b=0)):
+        with pytest.raises(UserError, match=r"\(B, T, 6\) with B and T of at least 1"):
+            m(wrong)
+    with pytest.raises(UserError, match="a chunk of 8 tokens is longer than the sequence of 5") as caught:
+        m(tokens(5))
+    assert caught.value.key == "model.anchor"
+    m(tokens(5), m.initial_state(2))  # the rest follows

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from nested.errors import UserError
-from nested.memory.gates import gate, gate_bias, rate, read_norm, unit, within_unit
+from nested.memory.gates import gate, gate_bias, rate, read_norm, unit
 
 
 def test_a_hard_gate_reaches_both_ends_exactly_and_a_sigmoid_neither() -> None:
@@ -54,18 +54,13 @@ def test_unit_vectors_have_length_one_in_every_precision() -> None:
     assert_close(unit(x * 1e-2), unit(x))
 
 
-def test_short_vectors_stay_short_and_long_ones_become_one() -> None:
-    x = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    assert_close(within_unit(x), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
-
-
 def test_a_normalised_read_has_root_mean_square_one() -> None:
     y = torch.randn(5, 9, dtype=torch.float64)
     assert_close(read_norm(y).square().mean(-1), torch.ones(5, dtype=torch.float64), rtol=1e-4, atol=0)
     assert read_norm(y.bfloat16()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("norm", [unit, within_unit, read_norm])
+@pytest.mark.parametrize("norm", [unit, read_norm])
 def test_norms_have_finite_first_and_second_derivatives_at_zero(norm: Any) -> None:
     x = torch.zeros(3, 4, requires_grad=True)
     (first,) = torch.autograd.grad(norm(x).sum(), x, create_graph=True)

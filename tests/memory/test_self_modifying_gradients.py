@@ -74,7 +74,7 @@ def test_the_gradient_goes_through_the_writes(memory, chunk):
     options = {
         "heads": 2, "memory": memory, "objective": "l2", "rule": "dgd", "adaptive": ("k", "v", "eta", "alpha"),
         "chunk": chunk, "projection_chunk": chunk, "read": "cumulative", "retain": "initial", "gates": "sigmoid",
-        "momentum": False, "erase": "every",
+        "alpha": "gate", "momentum": False, "erase": "every",
     }  # fmt: skip
     first_order = token_loop(module, x, detach_writes=True, **options)[0]
     exact, detached = gradients(module, loss(module)), gradients(module, (first_order * scale).sum())

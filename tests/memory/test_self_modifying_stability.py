@@ -1,7 +1,6 @@
-"""The default configuration of self-modifying Titans, at once stable, fast to learn and able to recall."""
+"""One default configuration of self-modifying Titans: stable, quick to change, and able to recall when trained."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 from nested.memory.fast_linear import Steps, advance
 from nested.memory.objectives import bound
 from nested.memory.self_modifying import SelfModifyingTitans, State
+from nested.sequences.text import parts, standard_library, windows
 
-WIDTH, TOKENS = 64, 4096
+WIDTH, TOKENS = 32, 4096
 
 
 def norms(module: SelfModifyingTitans, state: State, less: State | None = None) -> Tensor:
@@ -25,30 +25,40 @@ def norms(module: SelfModifyingTitans, state: State, less: State | None = None) 
 
 
 @torch.no_grad()
-def assert_stable(module: SelfModifyingTitans, x: Tensor) -> None:
-    """All norms within a factor two all along, and every memory changed by 5 percent within 64 tokens."""
+def assert_stable(module: SelfModifyingTitans, x: Tensor, memories: slice = slice(None)) -> None:
+    """Norms of `memories` within a factor two all along, and each of them changed by 5 percent within 64 tokens."""
     start = state = module.initial_state(len(x))
     for first in range(0, x.shape[1], 64):
         y, state = module(x[:, first : first + 64], state)
         assert y.isfinite().all()
-        ratio = norms(module, state) / norms(module, start)
+        ratio = (norms(module, state) / norms(module, start))[..., memories]
         assert ratio.min() > 0.5, (first, ratio)
         assert ratio.max() < 2, (first, ratio)
         if first == 0:
-            assert (norms(module, state, start) / norms(module, start)).min() > 0.05
+            assert (norms(module, state, start) / norms(module, start))[..., memories].min() > 0.05
 
 
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_matrix_memories_keep_their_norm_and_learn_over_random_tokens(heads):
-    assert_stable(SelfModifyingTitans(WIDTH, heads), torch.randn(1, TOKENS, WIDTH))
+def default() -> SelfModifyingTitans:
+    """What norms, changes and recall are shown of: every option at its default, one head."""
+    return SelfModifyingTitans(WIDTH, 1)
 
 
-def test_matrix_memories_keep_their_norm_and_learn_over_a_real_text(data_root: Path):
-    text = data_root / "text" / "tinyshakespeare.txt"
-    if not text.exists():
-        pytest.skip(f"no text in {text}")
-    letters = torch.tensor(list(text.read_bytes()[: 2 * TOKENS])).view(2, TOKENS)
-    assert_stable(SelfModifyingTitans(WIDTH, 2), torch.randn(256, WIDTH)[letters])
+def text(n: int) -> Tensor:
+    """n sequences of 4,096 bytes of real text, (n, TOKENS)."""
+    return windows(parts(standard_library()["modules"])[0], TOKENS, n, torch.Generator().manual_seed(0))
+
+
+def test_matrix_memories_keep_their_norm_and_learn_over_random_tokens():
+    assert_stable(default(), torch.randn(1, TOKENS, WIDTH))
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_so_do_those_of_several_heads(heads):
+    assert_stable(SelfModifyingTitans(2 * WIDTH, heads), torch.randn(1, TOKENS, 2 * WIDTH))
+
+
+def test_matrix_memories_keep_their_norm_and_learn_over_a_real_text():
+    assert_stable(default(), torch.randn(256, WIDTH)[text(2)])
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
@@ -100,6 +110,12 @@ def test_residual_memories_read_something_else_than_their_input_all_along():
             assert (norms(module, state, start) / norms(module, start)).min() > 0.05
 
 
+@torch.no_grad()
+def test_residual_memories_diverge_with_the_dot_product():
+    module = SelfModifyingTitans(32, 2, memory="mlp", objective="dot")
+    assert not module(torch.randn(4, 1024, 32))[0].isfinite().all()
+
+
 def pairs(n: int, size: int, batch: int) -> tuple[Tensor, Tensor]:
     """n orthonormal keys with random unit values, then the keys in another order: tokens (B, 2n, 2 size), answers."""
     keys = torch.linalg.qr(torch.randn(batch, size, size))[0][:, :n]
@@ -116,8 +132,8 @@ def recall(module: SelfModifyingTitans, n: int, size: int, batch: int) -> Tensor
     return torch.cosine_similarity(module(x)[0][:, n:, :size], values, -1).mean()
 
 
-def test_sixteen_stored_pairs_are_recalled_after_training():
-    module, steps = SelfModifyingTitans(32, 1), 300
+def test_sixteen_stored_pairs_are_recalled_after_training_and_the_matrices_keep_their_norm():
+    module, steps = default(), 300
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / steps))
     for _ in range(steps):
@@ -128,9 +144,9 @@ def test_sixteen_stored_pairs_are_recalled_after_training():
         schedule.step()
     with torch.no_grad():
         assert recall(module, 16, 16, 128) > 0.9
-        ratio = norms(module, module(torch.randn(2, 1024, 32))[1]) / norms(module, module.initial_state(2))
-    assert ratio.min() > 0.1  # what is trained writes harder, but nothing collapses
-    assert ratio.max() < 2
+    matrices = slice(len(module.memories.vectors) + 1)  # the single rows of eta and alpha fall to 0.15 to 0.45
+    assert_stable(module, torch.randn(1, TOKENS, WIDTH), matrices)
+    assert_stable(module, torch.randn(256, WIDTH)[text(1)], matrices)
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": "mlp", "chunk": 4, "projection_chunk": 4}], ids=str)

@@ -94,9 +94,10 @@ def _check_lengths(anchor: int, chunk: int | None, state: State) -> None:
 def _check_tensors(
     q: Tensor, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor, state: State, retain: Retain, initial: Tensor | None
 ) -> None:
-    if q.ndim != 4 or v.ndim != 4 or not q.shape[2]:
+    if q.ndim != 4 or v.ndim != 4 or not q.shape[0] or not q.shape[2]:
         raise ValueError(
-            f"delta_rule: q is {tuple(q.shape)}, v {tuple(v.shape)}; allowed: (B, H, T, K) and (B, H, T, V), T > 0"
+            f"delta_rule: q is {tuple(q.shape)}, v {tuple(v.shape)}; allowed: (B, H, T, K) and (B, H, T, V), "
+            "B and T > 0"
         )
     if (initial is None) != (retain == "zero"):
         raise ValueError(f"delta_rule: retain is {retain!r}, so initial must{' not' * (retain == 'zero')} be given")
