@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from nested.errors import Diverged, UserError
 from nested.levels import Level, assign_tokens, due, next_slower, token_levels
+from nested.precision import wide
 
 Mode = Literal["full", "truncated", "first_order", "off"]
 Modes = ("full", "truncated", "first_order", "off")
@@ -161,7 +162,7 @@ class _Loop:
         self.chunk = self.levels[0].period
         self.passed = _passed(mode, truncate, self.members)
         params = dict(model.named_parameters())
-        self.start = {n: _wide(params[n]) for members in self.members.values() for n in members}  # initial states
+        self.start = {n: wide(params[n]) for members in self.members.values() for n in members}  # initial states
 
     def loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
         """The model's loss, (B, C), checked for its shape."""
@@ -314,10 +315,6 @@ def _clipped(grads: Weights, limit: float) -> Weights:
 def _attached(value: Tensor, start: Tensor) -> Tensor:
     """The numbers of `value`, (B, *shape), with the gradient of the initial state alone: W = W0 + constant."""
     return value.detach() + (start - start.detach()) if start.requires_grad else value.detach()
-
-
-def _wide(p: Tensor) -> Tensor:
-    return p.to(torch.promote_types(p.dtype, torch.float32))
 
 
 def _zero(like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ Context = frozenset(
     {
         "self",
         "params",
+        "model",
         "sample_shape",
         "n_outputs",
         "vocabulary",

@@ -522,6 +522,7 @@ def answers(settings: Tracking) -> bool:
 def test_store_locked_by_somebody_else(tmp_path, settings, read) -> None:
     import sqlite3
 
+    tracking.sync(finished(tmp_path / "run-before"), settings)  # there is a store to lock, whichever test comes first
     run_dir = finished(tmp_path / "run-locked")
     short = Tracking(uri=settings.uri, experiment="tests", timeout_seconds=2)
     with closing(sqlite3.connect(tracking.store_uri(short, "").removeprefix("sqlite:///"))) as other:

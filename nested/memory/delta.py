@@ -25,9 +25,10 @@ from nested_kernels.delta_rule import Objective, Read, Retain, Rule, State, delt
 from torch import Tensor, nn
 
 from nested.errors import UserError
-from nested.memory.gates import Gate, gate, gate_bias, rate, read_norm, unit, wide
+from nested.memory.gates import Gate, gate, gate_bias, rate, read_norm, unit
 from nested.memory.objectives import bound, check_rate
 from nested.memory.state import check_chunk, check_state, check_tokens
+from nested.precision import wide, wide_dtype
 from nested.signature import Bound, checked
 
 
@@ -129,7 +130,7 @@ class DeltaMemory(nn.Module):
     def rates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) -> eta and alpha, (B, H, T), at least float32."""
         shape = (len(x), self.heads, x.shape[1])
-        one = self.initial.new_ones((), dtype=torch.promote_types(x.dtype, torch.float32)).expand(shape)
+        one = self.initial.new_ones((), dtype=wide_dtype(x.dtype)).expand(shape)
         alpha = one if self.alpha is None else gate(self.alpha(x).mT, self.gates)
         eta = self.eta_max * alpha if self.eta is None else rate(self.eta(x).mT, alpha, self.eta_max, self.gates)
         return eta, alpha

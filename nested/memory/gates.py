@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nested.errors import UserError
+from nested.precision import wide
 
 Gate = Literal["sigmoid", "hard"]
 LEAST = 1e-3  # vectors shorter than this stay shorter than 1: bounds the gradient at zero
@@ -55,8 +56,3 @@ def read_norm(y: Tensor, eps: float = 1e-6) -> Tensor:
     """y (..., V) at root mean square 1 (0 stays 0), at least float32: a read no longer tells how full the memory is."""
     y = wide(y)
     return y * (y.square().mean(-1, keepdim=True) + eps).rsqrt()
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in its own dtype, at least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -38,9 +38,10 @@ from torch import Tensor, nn
 
 from nested.errors import UserError
 from nested.memory.banks import Bank, Erase, MatrixBank, ResidualBank, Scalars, Segment, Vectors, Weights
-from nested.memory.gates import Gate, gate, gate_bias, read_norm, unit, wide
+from nested.memory.gates import Gate, gate, gate_bias, read_norm, unit
 from nested.memory.objectives import bound, check_rate
 from nested.memory.state import check_chunk, check_state, check_tokens
+from nested.precision import wide
 from nested.signature import Bound, checked
 
 Adaptive = Literal["q", "k", "v", "eta", "alpha"]

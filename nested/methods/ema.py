@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from nested.config import Bound
 from nested.errors import UserError
+from nested.methods.holding import holding, loaded
 from nested.methods.method import Method
+from nested.precision import wide
 
 if TYPE_CHECKING:
     from nested.learner import Learner
@@ -37,45 +38,23 @@ class EMA(Method):
 
     def before_experience(self, learner: Learner, experience: Any) -> None:
         if not self.averages:
-            self.averages = [[_wide(p).clone() for p in learner.model.parameters()] for _ in self.periods]
+            self.averages = [[wide(p.detach()).clone() for p in learner.model.parameters()] for _ in self.periods]
 
     @torch.no_grad()
     def after_step(self, learner: Learner) -> None:
-        weights = [_wide(p) for p in learner.model.parameters()]
+        weights = [wide(p.detach()) for p in learner.model.parameters()]
         for period, average in zip(self.periods, self.averages):
             torch._foreach_lerp_(average, weights, 1 / period)  # pyright: ignore[reportPrivateImportUsage]
 
     def views(self) -> dict[str, AbstractContextManager[Any]]:
         names = [f"ema-{p:g}" for p in self.periods]
-        held = [self._holding(a) for a in self.averages] or [nullcontext() for _ in names]  # initially all are equal
-        return {**dict(zip(names, held, strict=True)), "raw": nullcontext()}
-
-    @contextmanager
-    def _holding(self, average: list[Tensor]) -> Iterator[None]:
-        """Within it the model's parameters hold `average`; afterwards exactly what they held."""
         assert self._model is not None, "attach() tells the method which model it averages"
-        params = list(self._model.parameters())
-        saved = [p.detach().clone() for p in params]
-        try:
-            _write(params, average)
-            yield
-        finally:
-            _write(params, saved)
+        held = [holding(self._model, a) for a in self.averages] or [nullcontext() for _ in names]  # initially all equal
+        return {**dict(zip(names, held, strict=True)), "raw": nullcontext()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": self.averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert self._model is not None, "attach() comes before loading"
-        devices = [p.device for p in self._model.parameters()]
-        self.averages = [[t.to(d, copy=True) for t, d in zip(a, devices, strict=True)] for a in state["averages"]]
-
-
-@torch.no_grad()
-def _write(params: list[nn.Parameter], values: list[Tensor]) -> None:
-    for p, value in zip(params, values, strict=True):
-        p.copy_(value)
-
-
-def _wide(p: Tensor) -> Tensor:
-    return p.detach().to(torch.promote_types(p.dtype, torch.float32))
+        self.averages = [loaded(self._model, a) for a in state["averages"]]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from nested.config import Bound
 from nested.errors import UserError
+from nested.methods.holding import holding, loaded
 from nested.methods.method import Method
 
 if TYPE_CHECKING:
@@ -54,30 +54,13 @@ class Lookahead(Method):
                 fast.copy_(slow)
 
     def views(self) -> dict[str, AbstractContextManager[Any]]:
-        return {"slow": self._holding() if self.slow else nullcontext(), "raw": nullcontext()}
-
-    @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """Within it the model's parameters are the slow weights; afterwards what they were."""
         assert self._model is not None, "attach() tells the method which model it holds slow weights of"
-        params = list(self._model.parameters())
-        fast = [p.data for p in params]
-        try:
-            _put(params, self.slow)
-            yield
-        finally:
-            _put(params, fast)
+        return {"slow": holding(self._model, self.slow) if self.slow else nullcontext(), "raw": nullcontext()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"slow": self.slow, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert self._model is not None, "attach() comes before loading"
-        devices = [p.device for p in self._model.parameters()]
-        self.slow = [t.to(d, copy=True) for t, d in zip(state["slow"], devices)]  # none before the first experience
+        self.slow = loaded(self._model, state["slow"]) if state["slow"] else []  # none before the first experience
         self.steps = state["steps"]
-
-
-def _put(params: list[nn.Parameter], values: list[Tensor]) -> None:
-    for p, value in zip(params, values, strict=True):
-        p.data = value

@@ -33,7 +33,8 @@ from torch import Tensor
 from nested.config import Bound
 from nested.errors import UserError
 from nested.optim.newton_schulz import orthogonalised
-from nested.optim.rule import Rule, wide
+from nested.optim.rule import Rule
+from nested.precision import wide_dtype
 
 Memory = Literal["linear", "mlp"]
 Objective = Literal["dot", "l2"]
@@ -156,7 +157,7 @@ class DeepMomentum(Rule):
     def start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         n, d = tokens(p).shape
         weights = start_memory(n, d, group["memory"], group["hidden"], group["seed"])
-        weights = [w.to(p.device, wide(p.dtype)) for w in weights]
+        weights = [w.to(p.device, wide_dtype(p.dtype)) for w in weights]
         if len(weights) == 1:
             return {"weights": weights[0]}
         return {"output_weights": weights[0], "input_weights": weights[1], "input_start": weights[1].clone()}

@@ -34,7 +34,8 @@ from torch.utils.hooks import RemovableHandle
 from nested.config import Bound
 from nested.errors import UserError
 from nested.layers.linear import Linear
-from nested.optim.rule import Rule, wide
+from nested.optim.rule import Rule
+from nested.precision import wide_dtype
 
 Form = Literal["chunk", "per_sample"]
 Pass = tuple[Tensor, Tensor]  # x (N, I) and d (N, O) of one backward pass
@@ -100,7 +101,7 @@ class Capture:
         self._pending.append((self._rows(x), self._rows(d)))
 
     def _rows(self, t: Tensor) -> Tensor:
-        return t.detach().reshape(-1, t.shape[-1]).to(wide(self.weight.dtype))
+        return t.detach().reshape(-1, t.shape[-1]).to(wide_dtype(self.weight.dtype))
 
     def accumulated(self) -> None:
         if self._pending and self._task == torch._C._current_graph_task_id():
@@ -189,7 +190,7 @@ class DeltaGradientDescent(Rule):
                 p.copy_(self._next(p, p.grad, group))
 
     def _next(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        w, g = p.to(wide(p.dtype)), grad.to(wide(p.dtype))
+        w, g = p.to(wide_dtype(p.dtype)), grad.to(wide_dtype(p.dtype))
         passes = self._taken(p, group["form"]) if p in self._captures else []
         if not passes:
             return w - group["lr"] * g

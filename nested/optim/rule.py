@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nested.errors import UserError
+from nested.precision import wide_dtype
 from nested.signature import arguments, value_of
 
 
@@ -65,7 +66,7 @@ class Rule(Optimizer):
         if not params:
             return
         states = [self._state(p, group) for p in params]
-        gs = [p.grad if p.grad.dtype == wide(p.dtype) else p.grad.to(wide(p.dtype)) for p in params]
+        gs = [p.grad if p.grad.dtype == wide_dtype(p.dtype) else p.grad.to(wide_dtype(p.dtype)) for p in params]
         if group["weight_decay"] and self.decoupled:
             for p in params:
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -90,11 +91,6 @@ class Rule(Optimizer):
                     self.state[p][name] = value.to(self.state[p][name].device, copy=True)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision of a state: the parameter's own, and at least float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def zeros(p: Tensor, *shape: int) -> Tensor:
     """A state of zeros as long as `p`, or of another shape."""
-    return torch.zeros(shape or p.shape, dtype=wide(p.dtype), device=p.device)
+    return torch.zeros(shape or p.shape, dtype=wide_dtype(p.dtype), device=p.device)
