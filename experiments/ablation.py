@@ -12,21 +12,22 @@ of files that were not trained on.
 Expected, written before it was run: without DGD, without decay and without an adaptive k or v within 0.03 bits of the
 full model, in either direction; without the continuum's reading worse by 0.02 to 0.2 bits.
 
-Budget: two hours of one core, resumed cell by cell from reports/ablation.json.
+Budget: two hours of one core, resumed cell by cell from reports/ablation.json. Figure: reports/ablation.png.
 Run: .venv/bin/python experiments/ablation.py [WORKERS]
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import compute
+
+from nested.report.drawing import INK, MUTED, blank, colour, drawn
+from nested.report.inline import save_png
 
 OUT = Path("reports/ablation.json")
 STEPS, BATCH, LENGTH, JUDGED, RATE, WARMUP = 300, 8, 128, 256, 3e-3, 30
@@ -49,6 +50,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "with momentum": {"momentum": True},
 }
 FLAT = "without the continuum's levels"
+PERPLEXITY = {
+    "without DGD (gradient descent)": (13.41, 12.24),
+    "without weight decay (alpha 1)": (13.71, 12.24),
+    "without the continuum's levels": (13.04, 12.24),
+    "without an adaptive k": (13.77, 12.24),
+    "without an adaptive v": (13.90, 12.24),
+    "with an adaptive q": (12.24, 12.19),
+    "with momentum": (12.24, 13.58),
+}  # table 6: of this arm, and of the model that lacks the change
 
 
 def model(arm: str) -> Any:
@@ -118,25 +128,55 @@ def table(rows: list[dict[str, Any]]) -> None:
     """Bits per byte, and the paired difference to the full model with its 95 percent interval."""
     from nested.metrics import interval
 
-    full = {r["seed"]: r["bits"] for r in rows if r["arm"] == "HOPE"}
     for arm in ARMS:
-        mine = {r["seed"]: r["bits"] for r in rows if r["arm"] == arm}
-        mean, half = interval([mine[s] - full[s] for s in mine if s in full])
+        mine, differences = [r["bits"] for r in rows if r["arm"] == arm], paired(rows, arm)
+        mean, half = interval(differences)
         if mine and mean is not None:
-            print(f"{arm:34} {np.mean(list(mine.values())):.4f}  {mean:+.4f} +- {half or float('nan'):.4f}")
+            print(f"{arm:34} {np.mean(mine):.4f}  {mean:+.4f} +- {np.nan if half is None else half:.4f}")
+
+
+def paired(rows: list[dict[str, Any]], arm: str) -> list[float]:
+    """Bits per byte of an arm minus those of the full model, seed by seed."""
+    full = {r["seed"]: r["bits"] for r in rows if r["arm"] == "HOPE"}
+    return [r["bits"] - full[r["seed"]] for r in rows if r["arm"] == arm and r["seed"] in full]
+
+
+@drawn
+def figure(rows: list[dict[str, Any]]) -> Any:
+    """Paired differences to the full model, a row for each arm: its seeds faint, and what the paper found beside it."""
+    from nested.metrics import interval
+
+    shown, axes = blank(8.6, 0.4 * len(PERPLEXITY) + 1.4)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    at_the_side = {"xycoords": ("axes fraction", "data"), "va": "center", "color": MUTED}
+    for row, (arm, (its, others)) in enumerate(PERPLEXITY.items()):
+        differences = paired(rows, arm)
+        mean, half = interval(differences)
+        if mean is not None:
+            undecided = half is None or abs(mean) <= half
+            shade = MUTED if undecided else colour(0 if (mean > 0) == (its > others) else 1)
+            axes.plot(differences, [row] * len(differences), "o", color=shade, markersize=4, alpha=0.35)
+            axes.errorbar(mean, row, xerr=half, fmt="D", color=shade, capsize=3)
+        axes.annotate(f"{'worse' if its > others else 'better'} ({its - others:+.2f})", (1.02, row), **at_the_side)
+    axes.annotate("the paper's perplexity", (1.02, -0.7), **at_the_side | {"color": INK})
+    axes.set_yticks(range(len(PERPLEXITY)), list(PERPLEXITY))
+    axes.set_ylim(len(PERPLEXITY) - 0.5, -0.5)
+    axes.set_xlabel("bits per byte minus those of HOPE, 95 percent intervals (right is worse)")
+    words = zip(("the paper's sign", "the opposite sign", "zero inside the interval"), (colour(0), colour(1), MUTED))
+    handles = [axes.plot([], [], "D", color=shade, label=label)[0] for label, shade in words]
+    shown.legend(handles=handles, loc="outside lower center", ncols=3)
+    return shown
 
 
 def main(workers: int) -> None:
-    rows = json.loads(OUT.read_text()) if OUT.exists() else []
-    done = {(r["arm"], r["seed"]) for r in rows}
-    left = [(arm, seed) for seed in SEEDS for arm in ARMS if (arm, seed) not in done]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(one, cell) for cell in left]):
-            rows.append(future.result())
-            OUT.write_text(json.dumps(rows, indent=1) + "\n")
-            r = rows[-1]
-            print(f"{r['arm']:34} seed {r['seed']}: {r['bits']:.4f} bits per byte, {r['seconds']:.0f} s", flush=True)
+    cells = [(arm, seed) for seed in SEEDS for arm in ARMS]
+    rows = compute(OUT, cells, one, ("arm", "seed"), spoken, workers)
     table(rows)
+    save_png(figure(rows), OUT.with_suffix(".png"))
+
+
+def spoken(row: dict[str, Any]) -> str:
+    return f"{row['arm']:34} seed {row['seed']}: {row['bits']:.4f} bits per byte, {row['seconds']:.0f} s"
 
 
 if __name__ == "__main__":

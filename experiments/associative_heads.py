@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import compute, read
 
 SEEDS = range(5)
 COMMON = [
@@ -40,12 +41,13 @@ METRICS = ("acc", "forgetting", "learning_acc")
 OUT = Path("reports/associative_heads.json")
 
 
-def cell(features: str, arm: str, seed: int) -> dict[str, Any]:
+def one(cell: tuple[str, str, int]) -> dict[str, Any]:
     """One run, judged by the arm's view."""
     from nested import metrics
     from nested.config import compose
     from nested.run import run
 
+    features, arm, seed = cell
     view, overrides = ARMS[arm]
     with tempfile.TemporaryDirectory() as runs:
         result = run(compose([*COMMON, *FEATURES[features], *overrides, f"seed={seed}", f"runs={runs}"]))
@@ -55,6 +57,10 @@ def cell(features: str, arm: str, seed: int) -> dict[str, Any]:
     return {
         "features": features, "arm": arm, "seed": seed, "status": result.status, **{k: values[k] for k in METRICS},
     }  # fmt: skip
+
+
+def spoken(row: dict[str, Any]) -> str:
+    return f"{row['features']:28}{row['arm']:26}seed {row['seed']}: {row['status']}"
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,14 +105,10 @@ def figure(lines: list[dict[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
-    rows: list[dict[str, Any]] = json.loads(OUT.read_text())["cells"] if OUT.exists() else []
-    done = {(r["features"], r["arm"], r["seed"]) for r in rows}
-    for todo in itertools.product(FEATURES, ARMS, SEEDS):
-        if todo not in done:
-            rows.append(cell(*todo))
-            OUT.write_text(json.dumps({"cells": rows}, indent=1) + "\n")
+    cells = list(itertools.product(FEATURES, ARMS, SEEDS))
+    rows = compute(OUT, cells, one, ("features", "arm", "seed"), spoken, under="cells")
     lines = table(rows)
-    OUT.write_text(json.dumps({"cells": rows, "table": lines}, indent=1) + "\n")
+    OUT.write_text(json.dumps({"cells": read(OUT, "cells"), "table": lines}, indent=1) + "\n")
     for line in lines:
         shown = [f"{k} {100 * line['mean'][k]:5.1f} +- {100 * line['ci95'][k]:4.1f}" for k in METRICS]
         print(f"{line['features']:28}{line['arm']:26}{', '.join(shown)}")

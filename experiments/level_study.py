@@ -28,13 +28,12 @@ import argparse
 import itertools
 import json
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cells import compute
 
 from nested.learner import Learner
 from nested.methods.method import Method
@@ -258,39 +257,31 @@ def chosen_levels(rows: list[Cell]) -> Cell:
 KEY = ("step", "data", "scenario", "arm", "seed", "rate", "levels", "period", "scale")
 
 
-def key(row: Cell) -> tuple[Any, ...]:
-    return tuple(row.get(k) for k in KEY)
+def rows_of(cells: list[Cell], workers: int) -> list[Cell]:
+    """The rows of these cells, which are of one step of a scenario."""
+    print("{data} {scenario} {step}".format(**cells[0]), flush=True)
+    return compute(FOLDER / f"{cells[0]['data']}.jsonl", cells, one, KEY, spoken, workers)
 
 
-def compute(pool: ProcessPoolExecutor, cells: list[Cell]) -> list[Cell]:
-    """The rows of these cells: those on file, and the others computed and added to it."""
-    file = FOLDER / f"{cells[0]['data']}.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known, wanted = {key(r) for r in rows}, {key(c) for c in cells}
-    left = [c for c in cells if key(c) not in known]
-    for done, future in enumerate(as_completed([pool.submit(one, c) for c in left]), 1):
-        new = future.result()
-        rows += new
-        with file.open("a") as out:
-            out.writelines(json.dumps(row) + "\n" for row in new)
-        if done % 20 == 0 or done == len(left):
-            print(f"{cells[0]['data']} {cells[0]['scenario']} {cells[0]['step']}: {done} of {len(left)}", flush=True)
-    return [r for r in rows if key(r) in wanted]
+def spoken(row: Cell) -> str:
+    about = f"{row['arm']}, seed {row['seed']}, rate {row['rate']:g}"
+    if "acc" not in row:
+        return f"{about}: {row['status']}"
+    values = ", ".join(f"{k} {row[k]:.3f}" for k in ("acc", "forgetting", "learning_acc"))
+    return f"{about}, {row['view']}: {values}"
 
 
 def main(data: str | None, workers: int) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
     if data:
         COMMON.append(f"data.root={data}")
     best: dict[str, Cell] = {}
     names: list[str] = ["digits", "mnist"] if data else ["digits"]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for name, scenario in itertools.product(names, SCENARIOS):
-            rate = chosen_rate(compute(pool, rate_cells(name, scenario)))
-            if name == "digits":
-                best[scenario] = chosen_levels(compute(pool, sweep_cells(name, scenario, rate)))
-            print(f"{name} {scenario}: rate {rate:g}, levels {best[scenario]}", flush=True)
-            compute(pool, contest_cells(name, scenario, rate, best[scenario]))
+    for name, scenario in itertools.product(names, SCENARIOS):
+        rate = chosen_rate(rows_of(rate_cells(name, scenario), workers))
+        if name == "digits":
+            best[scenario] = chosen_levels(rows_of(sweep_cells(name, scenario, rate), workers))
+        print(f"{name} {scenario}: rate {rate:g}, levels {best[scenario]}", flush=True)
+        rows_of(contest_cells(name, scenario, rate, best[scenario]), workers)
     from level_study_results import conclude
 
     for name in names:

@@ -6,12 +6,12 @@ Run: .venv/bin/python experiments/level_study_results.py [digits | mnist]
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from cells import read
 from level_study import FINE, FOLDER, LEVELS, ORDERS, PERIODS, RELEARN, SCALES, SCENARIOS, Cell
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -24,7 +24,8 @@ TWENTY = [matplotlib.colormaps["tab20"](i) for i in range(20)]
 def at_equal_learning(rows: list[Cell], arm: str, other: str) -> list[float]:
     """Per order, forgetting of `arm` at the base rate minus that of `other` where it has learned as much.
 
-    Between two rates of `other` its forgetting is interpolated; beyond them that of the nearest one is taken.
+    Between two rates of `other` its forgetting is interpolated; beyond them that of the nearest one is taken. Where
+    there is one rate (MNIST) this is the difference at that rate.
     """
     found = []
     for seed in ORDERS:
@@ -48,11 +49,12 @@ def judged(rows: list[Cell]) -> list[Cell]:
 
 def table(rows: list[Cell]) -> str:
     """Markdown: for each arm at the base rate the means, and the levels' forgetting minus its own at equal learning."""
-    lines = ["| arm | learning accuracy | ACC | forgetting | levels minus it | recovered after 8 steps | updates |"]
+    heading = f"levels minus it, at equal {'learning' if len({r['factor'] for r in rows}) > 1 else 'rate'}"
+    lines = [f"| arm | learning accuracy | ACC | forgetting | {heading} | recovered after 8 steps | updates |"]
     lines.append("|---|---|---|---|---|---|---|")
     models = {(r["arm"], r["seed"]): r["recovery"] for r in rows if r.get("factor") == 1.0 and "recovery" in r}
     contest = judged(rows)
-    for arm in dict.fromkeys(r["arm"] for r in contest):
+    for arm in dict.fromkeys(r["arm"] for r in contest if r["factor"] == 1.0):
         base = [r for r in contest if r["arm"] == arm and r["factor"] == 1.0]
         means = " | ".join(f"{np.mean([r[k] for r in base]):.3f}" for k in ("learning_acc", "acc", "forgetting"))
         mean, half = interval(at_equal_learning(contest, "levels", arm)) if arm != "levels" else (None, None)
@@ -66,21 +68,22 @@ def table(rows: list[Cell]) -> str:
 def figure(rows: list[Cell], out: Path) -> None:
     """Learning accuracy against forgetting, a panel for each scenario, a line through each arm's rates."""
     scenarios = [s for s in SCENARIOS if any(r["scenario"] == s for r in judged(rows))]
+    colours = dict(zip(dict.fromkeys(r["arm"] for r in judged(rows)), TWENTY))  # Lookahead's k is the scenario's own
     drawing = Figure(figsize=(4.2 * len(scenarios), 4.8), layout="constrained")
     FigureCanvasAgg(drawing)
     panels = drawing.subplots(1, len(scenarios), squeeze=False)[0]
     for axes, scenario in zip(panels, scenarios):
         contest = judged([r for r in rows if r["scenario"] == scenario])
-        for i, arm in enumerate(dict.fromkeys(r["arm"] for r in contest)):
+        for arm in dict.fromkeys(r["arm"] for r in contest):
             factors = sorted({r["factor"] for r in contest if r["arm"] == arm})
             at = [[r for r in contest if r["arm"] == arm and r["factor"] == f] for f in factors]
             x, y = ([float(np.mean([r[k] for r in found])) for found in at] for k in ("learning_acc", "forgetting"))
             style = {"lw": 2.5, "marker": "o"} if arm in FINE else {"lw": 1, "marker": ".", "ls": "--"}
-            axes.plot(x, y, label=arm, color=TWENTY[i], **style)
+            axes.plot(x, y, label=arm, color=colours[arm], **style)
         axes.set(title=scenario, xlabel="learning accuracy", ylabel="forgetting")
         axes.grid(alpha=0.3)
-    handles, names = panels[0].get_legend_handles_labels()
-    drawing.legend(handles, names, loc="outside lower center", ncols=2 * len(scenarios), fontsize=8)
+    named = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    drawing.legend(named.values(), named.keys(), loc="outside lower center", ncols=2 * len(scenarios), fontsize=8)
     drawing.savefig(out, dpi=130)
 
 
@@ -111,8 +114,7 @@ def sweep_figure(rows: list[Cell], out: Path) -> None:
 
 def conclude(data: str) -> None:
     """Print the tables and draw the figures of what is on file."""
-    rows = [json.loads(line) for line in (FOLDER / f"{data}.jsonl").read_text().splitlines()]
-    rows = [r for r in rows if r["status"] == "done"]
+    rows = [r for r in read(FOLDER / f"{data}.jsonl") if r["status"] == "done"]
     for scenario in SCENARIOS:
         if contest := [r for r in rows if r["scenario"] == scenario and r["step"] == "contest"]:
             print(f"\n{data}, {scenario}, {len({r['seed'] for r in contest})} orders\n{table(contest)}")

@@ -7,21 +7,23 @@ and 64 steps; the same drift at every step; levels that never learn; an average 
 Lookahead 16; and a level on the token clock (fast weights every 16 bytes read, inner rate 0.1), alone and with the slow
 levels. Each arm at two rates, five orders of subjects, paired.
 
-Budget: one hour of two cores; resumed cell by cell from reports/level_text.jsonl.
+Budget: one hour of two cores; resumed cell by cell from reports/level_text.jsonl. Figure: reports/level_text.png.
 Run: .venv/bin/python experiments/level_text.py [--data DIR] [WORKERS]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import compute
+
+from nested.report.drawing import MUTED, colour, drawn, marker
+from nested.report.inline import save_png
 
 OUT = Path("reports/level_text.jsonl")
 SUBJECTS = ["asyncio", "email", "multiprocessing", "tkinter", "xml"]
@@ -55,7 +57,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "reading": READING,
     "levels and reading": {**slow(), **READING},
 }
-AVERAGES = ("EMA 64", "Lookahead 16")  # of the ordinary network; an average is judged beside it in the same run
+AVERAGES = ("EMA 64", "Lookahead 16")  # of the ordinary network's weights, judged in their place
+METRICS = ("acc", "forgetting", "learning_acc")
 Cell = tuple[str, float, int]
 
 
@@ -64,8 +67,7 @@ def one(cell: Cell, data: str | None) -> list[dict[str, Any]]:
     import torch
 
     from nested import metrics
-    from nested.config import LevelConfig
-    from nested.levels import from_config, token_levels
+    from nested.levels import LevelConfig, from_config, token_levels
     from nested.optim.leveled import leveled
     from nested.signature import build
 
@@ -102,7 +104,7 @@ def one(cell: Cell, data: str | None) -> list[dict[str, Any]]:
     for name, matrix in rows.items():
         values = metrics.summarise(np.array(matrix[1:]), np.array(matrix[0]), lower_is_better=True)
         about = {"arm": name, "of": arm, "rate": rate, "seed": seed, "seconds": time.perf_counter() - begun}
-        found.append({**about, **{k: values[k] for k in ("acc", "forgetting", "learning_acc")}, "matrix": matrix})
+        found.append({**about, **{k: values[k] for k in METRICS}, "matrix": matrix})
     return found
 
 
@@ -161,24 +163,25 @@ def record(rows: dict[str, list[list[float]]], model: Any, average: Average, win
 
 
 def main(data: str | None, workers: int) -> None:
-    rows = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
-    known = {(r["of"], r["rate"], r["seed"]) for r in rows}
-    left = [(a, r, s) for s in ORDERS for r in RATES for a in (*ARMS, *AVERAGES) if (a, r, s) not in known]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for done, future in enumerate(as_completed([pool.submit(one, cell, data) for cell in left]), 1):
-            with OUT.open("a") as out:
-                for row in future.result():
-                    rows.append(row)
-                    out.write(json.dumps(row) + "\n")
-                    print(
-                        f"{done} of {len(left)}: {row['arm']} {row['rate']:g} seed {row['seed']}: " + spoken(row),
-                        flush=True,
-                    )
+    cells = [(arm, rate, seed) for seed in ORDERS for rate in RATES for arm in (*ARMS, *AVERAGES)]
+    rows = compute(OUT, cells, partial(one, data=data), ("of", "rate", "seed"), spoken, workers)
     table(rows)
+    save_png(figure(rows), OUT.with_suffix(".png"))
 
 
 def spoken(row: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {row[k]:.3f}" for k in ("acc", "forgetting", "learning_acc")) + f", {row['seconds']:.0f} s"
+    values = ", ".join(f"{k} {row[k]:.3f}" for k in METRICS)
+    return f"{row['arm']} {row['rate']:g} seed {row['seed']}: {values}, {row['seconds']:.0f} s"
+
+
+def of(rows: list[dict[str, Any]], arm: str, rate: float) -> list[dict[str, Any]]:
+    return [r for r in rows if r["arm"] == arm and r["rate"] == rate]
+
+
+def paired(rows: list[dict[str, Any]], arm: str, rate: float) -> list[float]:
+    """Forgetting of an arm minus that of the ordinary network at the same rate, order by order."""
+    base = {r["seed"]: r["forgetting"] for r in of(rows, "ordinary", rate)}
+    return [r["forgetting"] - base[r["seed"]] for r in of(rows, arm, rate) if r["seed"] in base]
 
 
 def table(rows: list[dict[str, Any]]) -> None:
@@ -187,18 +190,40 @@ def table(rows: list[dict[str, Any]]) -> None:
 
     print("bits per byte at each arm's best rate; difference in forgetting to the ordinary network at the same rate")
     for arm in (*ARMS, *AVERAGES):
-        mine = [r for r in rows if r["arm"] == arm]
-        if not mine:
-            continue
-        rate = min(RATES, key=lambda x: np.mean([r["acc"] for r in mine if r["rate"] == x] or [np.inf]))
-        at = {r["seed"]: r for r in mine if r["rate"] == rate}
-        base = {r["seed"]: r for r in rows if r["arm"] == "ordinary" and r["rate"] == rate}
-        mean, half = interval([at[s]["forgetting"] - base[s]["forgetting"] for s in at if s in base])
-        values = {k: np.mean([r[k] for r in at.values()]) for k in ("acc", "forgetting", "learning_acc")}
-        print(
-            f"{arm:20} rate {rate:g}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()),
-            f"  {mean:+.3f} +- {half}",
-        )
+        rate = min(RATES, key=lambda x: np.mean([r["acc"] for r in of(rows, arm, x)] or [np.inf]))
+        if at := of(rows, arm, rate):
+            mean, half = (np.nan if v is None else v for v in interval(paired(rows, arm, rate)))
+            values = "  ".join(f"{k} {np.mean([r[k] for r in at]):.3f}" for k in METRICS)
+            print(f"{arm:20} rate {rate:g}  {values}   {mean:+.3f} +- {half:.3f}")
+
+
+@drawn
+def figure(rows: list[dict[str, Any]]) -> Any:
+    """Forgetting against learning loss, a line through each arm's rates; and the arms' paired differences."""
+    from matplotlib.figure import Figure
+
+    from nested.metrics import interval
+
+    shown = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = shown.subplots(1, 2)
+    arms = (*ARMS, *AVERAGES)
+    for slot, arm in enumerate(arms):
+        means = [[np.mean([r[k] for r in of(rows, arm, x)] or [np.nan]) for x in RATES] for k in METRICS]
+        left.plot(means[2], means[1], color=colour(slot))
+        for i, rate in enumerate(RATES):
+            style: dict[str, Any] = {"color": colour(slot), "marker": marker(slot), "mfc": ["white", colour(slot)][i]}
+            left.plot(means[2][i], means[1][i], markersize=8, linestyle="none", label=arm if i else None, **style)
+            mean, half = interval(paired(rows, arm, rate))
+            if mean is not None and arm != "ordinary":
+                right.errorbar(mean, slot - 0.15 + 0.3 * i, xerr=half, capsize=3, **style)
+    left.set_xlabel(f"learning loss, bits per byte (left is better; hollow: rate {RATES[0]:g})")
+    left.set_ylabel("forgetting, bits per byte (down is better)")
+    right.axvline(0, color=MUTED, linewidth=0.8)
+    right.set_yticks(range(1, len(arms)), arms[1:])
+    right.invert_yaxis()
+    right.set_xlabel("forgetting minus the ordinary network's, paired, 95 percent intervals")
+    shown.legend(loc="outside lower center", ncols=4)
+    return shown
 
 
 if __name__ == "__main__":
