@@ -14,8 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nested.config import Components, Groups, LevelConfig, Tracking, Trainer, composed, conf_dirs, flatten, options
+from nested.config import chosen, composed, conf_dirs, flatten, options
 from nested.errors import UserError, unknown
+from nested.levels import LevelConfig
+from nested.settings import Components, Groups, Tracking, Trainer
 from nested.signature import Argument, arguments, locate, spell, takes, wants_maker
 
 if TYPE_CHECKING:
@@ -143,12 +145,12 @@ def describe(group: str, choice: str, config_dir: str | Path | None = None) -> t
 
 def _explained(group: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> dict[str, Any]:
     """The source and the keys of a composed section."""
-    if group == "levels":
+    if group == "levels" and "_target_" not in section:
         schema, notes = arguments(LevelConfig), _field_comments(LevelConfig)
         levels = {f"levels.{name}": values for name, values in section.items() if isinstance(values, Mapping)}
         keys = [row for where, values in levels.items() for row in _rows(where, schema, values, notes)]
         return {**_source(LevelConfig), "keys": keys}
-    if group in Components:
+    if group in Components or group == "levels":
         if "_target_" not in section:
             raise UserError("a _target_ is needed: the dotted path of what it builds", key=group, seen=dict(section))
         target = str(section["_target_"])
@@ -209,7 +211,7 @@ def _source(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _composed(group: str, choice: str, config_dir: str | Path | None) -> dict[str, Any]:
     """The section that a choice gives, with the choices it is built on."""
-    values = composed(None, [f"+{group}={choice}"], config_dir)
+    values = composed(None, [f"+{chosen(group, choice)}"], config_dir)
     section = values.get(group)
     return {str(k): v for k, v in section.items()} if isinstance(section, dict) else {}
 

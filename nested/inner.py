@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from nested.errors import Diverged, UserError
 from nested.levels import Level, assign_tokens, due, next_slower, token_levels
 from nested.precision import wide
+from nested.signature import pair
 
 Mode = Literal["full", "truncated", "first_order", "off"]
 Modes = ("full", "truncated", "first_order", "off")
@@ -165,12 +166,13 @@ class _Loop:
         self.start = {n: wide(params[n]) for members in self.members.values() for n in members}  # initial states
 
     def loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
-        """The model's loss, (B, C), checked for its shape."""
-        nll, carry = self.model.chunk_loss(fast, carry, chunk)
-        if nll.shape != chunk.labels.shape[:2]:
-            text = f"{type(self.model).__name__}.chunk_loss returned a loss of shape {tuple(nll.shape)}"
-            wanted = tuple(chunk.labels.shape[:2])
-            raise UserError(f"{text}; (batch, tokens) = {wanted} is needed", seen=tuple(nll.shape), allowed=wanted)
+        """The model's loss, (B, C), and carry, checked for their form."""
+        whose = f"{type(self.model).__name__}.chunk_loss"
+        nll, carry = pair(self.model.chunk_loss(fast, carry, chunk), whose, "(loss, carry)")
+        wanted, seen = tuple(chunk.labels.shape[:2]), tuple(nll.shape) if isinstance(nll, Tensor) else None
+        if seen != wanted:
+            text = f"{whose} returned a loss of shape {seen}; (batch, tokens) = {wanted} is needed"
+            raise UserError(text, seen=seen, allowed=wanted)
         return nll, carry
 
     def step(self, state: FastState, chunk: Chunk) -> tuple[Tensor, FastState, Tensor]:

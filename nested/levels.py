@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from nested.errors import UserError
+from nested.errors import UserError, unknown
+from nested.signature import Bound, checked, value_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from nested.config import LevelConfig
-
+Clock = Literal["stream", "token"]
+Positive = Annotated[int, Bound(ge=1)]
+Own = {"stream": ("period_steps", "lr_scale", "optim"), "token": ("chunk_tokens", "eta", "clip_norm", "reset")}
 NEAREST = 6  # parameters shown where a glob matches none
 FEWEST_TICKS = 10  # a level that ticks fewer times in a run has hardly learned: an error unless it is asked for
 
@@ -32,13 +34,32 @@ class Parametrised(Protocol):
 
 
 @dataclass(frozen=True)
+class LevelConfig:
+    """One level: which parameters, on which clock, by which rule."""
+
+    params: list[str] | str  # globs over parameter names, or `rest`: all that no other level names
+    period_steps: Positive | None = None  # stream clock: optimizer steps between two updates
+    chunk_tokens: Positive | None = None  # token clock: observed tokens between two updates
+    eta: Annotated[float, Bound(ge=0)] | None = None  # token clock: inner rate, needed there
+    clip_norm: Annotated[float, Bound(gt=0)] | None = None  # token clock: norm of a sequence's gathered gradient
+    reset: bool = False  # token clock: back to the initial state when the next slower level learns
+    gather: Literal["mean", "sum"] | None = None  # gradients of a period; null = mean, or sum on the token clock
+    lr_scale: Annotated[float, Bound(gt=0)] = 1.0  # stream clock: the level's rate as a multiple of its rule's
+    optim: dict[str, Any] | None = None  # stream clock: null = the run's optimizer
+
+
+@dataclass(frozen=True)
 class Level:
-    """Parameters that learn together: at every `period`-th tick of a clock, by one rule, from a gathered gradient."""
+    """Parameters that learn together: at every `period`-th tick of a clock, by one rule, from a gathered gradient.
+
+    Raises UserError for what a config could not say either, with the key it has there (`period` is `period_steps` or
+    `chunk_tokens`, `rule` is `optim`).
+    """
 
     name: str
     params: tuple[str, ...] | Literal["rest"]  # globs over parameter names; rest: all that no other level names
     period: int = 1  # optimizer steps (stream clock) or tokens (token clock)
-    clock: Literal["stream", "token"] = "stream"
+    clock: Clock = "stream"
     gather: Literal["mean", "sum"] | None = None  # None = mean on the stream clock, on the token clock Eq. 71's sum
     rule: Mapping[str, Any] | None = None  # stream clock: optimizer section; None = the run's
     lr_scale: float = 1.0  # stream clock: multiplies the rule's rate
@@ -47,10 +68,67 @@ class Level:
     reset: bool = False  # token clock: back to the initial state whenever the next slower level learns (Eq. 72)
 
     def __post_init__(self) -> None:
+        clock = value_of(self.clock, Clock, f"levels.{self.name}.clock")
+        same = ("params", "eta", "clip_norm", "reset", "gather", "lr_scale")
+        section = {n: getattr(self, n) for n in same} | {Own[clock][0]: self.period, "optim": self.rule}
+        params = level_config(self.name, section).params
+        object.__setattr__(self, "params", params if isinstance(params, str) else tuple(params))
         if self.gather is None:
-            object.__setattr__(self, "gather", "mean" if self.clock == "stream" else "sum")
-        if self.clock == "token" and self.eta is None:
-            raise UserError("a level on the token clock needs its inner rate eta", key=f"levels.{self.name}.eta")
+            object.__setattr__(self, "gather", "mean" if clock == "stream" else "sum")
+
+
+def level_config(name: str, section: Any) -> LevelConfig:
+    """One level's settings, checked: names, types, bounds, one clock and only its keys. Raises UserError."""
+    key = f"levels.{name}"
+    if not isinstance(section, Mapping):
+        text = f"{section!r} is not allowed; a level is a mapping with params and period_steps"
+        raise UserError(text, key=key, seen=section)
+    strange = next((n for n in section if n not in {f.name for f in fields(LevelConfig)}), None)
+    if strange is not None:
+        raise unknown_key(name, section, f"{key}.{strange}")
+    level = LevelConfig(**checked(LevelConfig, section, key))
+    if (level.period_steps is None) == (level.chunk_tokens is None):
+        text = "give period_steps (stream clock) or chunk_tokens (token clock), and not both"
+        raise UserError(text, key=key, seen=dict(section))
+    if level.params != "rest" and (isinstance(level.params, str) or not level.params):
+        form = f"[{level.params!r}]" if level.params else "['blocks.*']"
+        text = f"{level.params!r} is not allowed; a list of globs, such as {form}, or the word rest"
+        raise UserError(text, key=f"{key}.params", seen=level.params)
+    _check_clock(level, key)
+    return level
+
+
+def clock_of(section: Mapping[str, Any]) -> Clock:
+    """The clock of a level's settings: that of the period they have."""
+    return "stream" if section.get("chunk_tokens") is None else "token"
+
+
+def unknown_key(name: str, section: Mapping[str, Any], path: str) -> UserError:
+    """The error for a key `path` that no level has: the keys of this level's clock, its rate for another's `lr`."""
+    clock = clock_of(section)
+    other = Own["token" if clock == "stream" else "stream"]
+    allowed = [f"levels.{name}.{f.name}" for f in fields(LevelConfig) if f.name not in other]
+    error = unknown("key", path, allowed)
+    if path != f"levels.{name}.lr":
+        return error
+    text = {
+        "token": f"the inner rate of a level on the token clock is levels.{name}.eta",
+        "stream": f"the rate of a level is the run's, optim.lr, times levels.{name}.lr_scale",
+    }[clock]
+    return UserError(f"a level has no lr; {text}", key=path, seen=path, allowed=error.allowed)
+
+
+def _check_clock(level: LevelConfig, key: str) -> None:
+    """Raise UserError for a key of the other clock, or an inner rate that is missing."""
+    here = clock_of(vars(level))
+    there = "token" if here == "stream" else "stream"
+    plain = {f.name: f.default for f in fields(LevelConfig)}
+    for name in Own[there]:
+        if getattr(level, name) != plain[name]:
+            text = f"belongs to the {there} clock, and this level is on the {here} clock; leave it out"
+            raise UserError(text, key=f"{key}.{name}", seen=getattr(level, name))
+    if here == "token" and level.eta is None:
+        raise UserError("a level on the token clock needs its inner rate, a number >= 0", key=f"{key}.eta")
 
 
 def due(level: Level, tick: int) -> bool:
@@ -70,7 +148,7 @@ def from_config(section: Mapping[str, LevelConfig]) -> list[Level]:
             name=name,
             params="rest" if isinstance(c.params, str) else tuple(c.params),
             period=c.period_steps or c.chunk_tokens or 1,
-            clock="stream" if c.period_steps else "token",
+            clock=clock_of(vars(c)),
             gather=c.gather,
             rule=c.optim,
             lr_scale=c.lr_scale,

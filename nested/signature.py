@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import math
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -86,9 +88,27 @@ def locate(target: str, key: str) -> Callable[..., Any]:
             key=key,
             seen=target,
         ) from None
-    if not hasattr(module, name):
-        raise unknown(f"name in {module_name}:", name, [n for n in dir(module) if not n.startswith("_")][:40], key)
-    return getattr(module, name)
+    found = getattr(module, name, None)
+    if found is None or inspect.ismodule(found):
+        raise _no_component(target, module, key)
+    return found
+
+
+def _no_component(target: str, module: types.ModuleType, key: str) -> UserError:
+    """The error for a target that is a module itself, or that its module does not have, with what there is."""
+    name = target.rpartition(".")[2]
+    if hasattr(module, "__path__") and importlib.util.find_spec(target):
+        held = _held(importlib.import_module(target))
+        text = f"{target!r} is a module; name what it holds: {', '.join(f'{target}.{n}' for n in held)}"
+        return UserError(text, key=key, seen=target, allowed=held)
+    return unknown(f"name in {module.__name__}:", name, _held(module), key)
+
+
+def _held(module: types.ModuleType) -> list[str]:
+    """What can be called in a module and comes from it or from one below it; where there is nothing, its modules."""
+    public = {n: v for n, v in vars(module).items() if not n.startswith("_") and callable(v)}
+    own = sorted(n for n, v in public.items() if str(getattr(v, "__module__", "")).startswith(module.__name__))
+    return own[:40] or sorted(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", [])))
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
@@ -118,6 +138,23 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether `function` has a parameter of that name."""
     parameters = inspect.signature(function).parameters
     return name in parameters
+
+
+def accepts(function: Callable[..., Any], count: int) -> bool:
+    """Whether `function` can be called with that many values, none of them by name."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def pair(result: Any, whose: str, wanted: str, key: str | None = None) -> tuple[Any, Any]:
+    """The two values that a callable of the user's is to return. Raises UserError where it did not."""
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    seen = type(result).__name__ + (f" of {len(result)}" if isinstance(result, tuple) else "")
+    raise UserError(f"{whose} returned a {seen}; {wanted} is needed", key=key, seen=seen, allowed=wanted)
 
 
 def checked(

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from nested import catalog
-from nested.config import Groups, Trainer, options
+from nested.config import options
 from nested.errors import UserError
+from nested.settings import Groups, Trainer
 
 
 def text(shown) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nested.catalog import describe
 from nested.config import compose, flatten, from_dict, options
 from nested.errors import UserError
 from nested.levels import from_config
@@ -64,6 +65,8 @@ def test_a_level_may_be_added_and_given_its_own_optimizer() -> None:
         ("optim.lr=fast", ["optim.lr", "'fast' is not allowed", "float"]),
         ("levels.all.period_steps=0", ["levels.all.period_steps", "int >= 1"]),
         ("levels.all.perod_steps=2", ["levels.all.perod_steps", "did you mean 'levels.all.period_steps'"]),
+        ("levels.all.lr=1", ["levels.all.lr", "optim.lr, times levels.all.lr_scale"]),
+        ("levels.quick.eta=1", ["levels.quick.eta", "unknown level 'quick'", "allowed: all"]),
         ("levels.all.chunk_tokens=2", ["levels.all", "not both"]),
         ("levels.t={params: ['*.mlp.*'], chunk_tokens: 4}", ["levels.t.eta", "token clock", "number >= 0"]),
         ("levels.t={params: ['*'], chunk_tokens: 4, eta: -1}", ["levels.t.eta", "float >= 0"]),
@@ -78,6 +81,10 @@ def test_a_level_may_be_added_and_given_its_own_optimizer() -> None:
         ("seed", ["cannot read 'seed'"]),
         ("model._target_=nested.models.mlp.Mpl", ["did you mean 'MLP'"]),
         ("model._target_=nowhere.Thing", ["no module named 'nowhere'"]),
+        (
+            "model._target_=nested.memory.lstm.LSTMMemory",
+            ["has no", "'model={_target_: nested.memory.lstm.LSTMMemory}'"],
+        ),
     ],
 )
 def test_wrong_overrides_are_one_line_that_helps(override: str, words: list[str]) -> None:
@@ -87,6 +94,49 @@ def test_wrong_overrides_are_one_line_that_helps(override: str, words: list[str]
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_level_on_the_token_clock_has_no_lr_but_eta_and_no_key_of_the_other_clock() -> None:
+    with pytest.raises(UserError, match=r"levels\.reading\.lr: .* is levels\.reading\.eta$"):
+        compose(["levels=tokens", "levels.reading.lr=0.1"])
+    with pytest.raises(UserError) as caught:
+        compose(["levels=tokens", "levels.reading.etta=0.1"])
+    assert "did you mean 'levels.reading.eta'" in str(caught.value)
+    assert "lr_scale" not in str(caught.value)
+
+
+TITANS, LSTM = "nested.memory.self_modifying.SelfModifyingTitans", "nested.memory.lstm.LSTMMemory"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        (f"model.memory._target_={LSTM}", "model.memory._target_",
+         [f"{LSTM} has no chunk, projection_chunk, which {TITANS} was given", f"'model.memory={{_target_: {LSTM}}}'"]),
+        ("model.memory=lstm", "model.memory",
+         [f"'lstm' is not allowed; a section with a _target_ is, such as 'model.memory={{_target_: {LSTM}}}'",
+          "nested.memory.attention.AttentionMemory, nested.memory.delta.DeltaMemory, ", TITANS]),
+        ("model.memory=titans", "model.memory", [f"'model.memory={{_target_: {TITANS}}}'"]),
+        ("model.memory={chunk: 2}", "model.memory", ["a section with a _target_"]),
+        ("model.memory._target_=nested.memory.lstm", "model.memory._target_", ["is a module", f"{LSTM}"]),
+    ],
+)  # fmt: skip
+def test_a_memory_named_in_a_form_that_does_not_work_is_told_the_one_that_does(
+    override: str, key: str, words: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(["model=hope", override])
+    assert caught.value.key == key
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_section_exchanged_whole_keeps_nothing_of_the_old_one_and_takes_options_of_the_new() -> None:
+    assert compose(["model=hope", f"model.memory={{_target_: {LSTM}}}"]).model["memory"] == {"_target_": LSTM}
+    whole = compose(["model=hope", "model.memory={_target_: nested.memory.delta.DeltaMemory}", "model.memory.rule=gd"])
+    assert whole.model["memory"] == {"_target_": "nested.memory.delta.DeltaMemory", "rule": "gd"}
+    bare = compose(["model=lstm", f"model.memory._target_={TITANS}", "model.memory.chunk=4"])  # it had no options
+    assert bare.model["memory"] == {"_target_": TITANS, "chunk": 4}
 
 
 def test_a_level_on_the_token_clock_gathers_a_sum_and_keeps_its_own_settings() -> None:
@@ -120,6 +170,18 @@ def test_a_users_directory_adds_choices(tmp_path: Path) -> None:
     (tmp_path / "method" / "replay.yaml").write_text("_target_: nested.methods.naive.Naive\n")
     with pytest.raises(UserError, match="has the name of one of ours"):
         compose([], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["inf", "12", "true", "null", "1e-3"])
+def test_a_choice_may_have_a_name_that_reads_as_a_value(tmp_path: Path, name: str) -> None:
+    (tmp_path / "levels").mkdir()
+    (tmp_path / "levels" / f"{name}.yaml").write_text("slow: {params: rest, period_steps: 7}\n")
+    config = compose([f"levels={name}"], tmp_path)
+    assert (config.choices["levels"], config.levels["slow"].period_steps) == (name, 7)
+    _, plain = describe("levels", name, tmp_path)
+    assert plain["keys"][0]["key"] == "levels.slow.params"
+    with pytest.raises(UserError, match=f"unknown model '{name}'"):
+        compose([f"model={name}"], tmp_path)
 
 
 LAZY = {

@@ -503,6 +503,22 @@ def test_a_fast_weight_without_gradient_and_a_loss_of_the_wrong_shape_are_named(
         fresh(model, two(), tokens)
 
 
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (torch.zeros(3, 2), r"TinyReader\.chunk_loss returned a Tensor; \(loss, carry\) is needed"),
+        (None, "returned a NoneType"),
+        ((torch.zeros(3, 2), None, None), "returned a tuple of 3"),
+        ((None, None), "returned a loss of shape None"),
+    ],
+)
+def test_what_is_no_loss_and_carry_is_named(monkeypatch: pytest.MonkeyPatch, result: object, words: str) -> None:
+    model, tokens = TinyReader(), some(8)
+    monkeypatch.setattr(model, "chunk_loss", lambda f, c, k: result)
+    with pytest.raises(UserError, match=words):
+        fresh(model, two(), tokens)
+
+
 def test_a_carry_that_could_hide_a_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens, inner = TinyReader(), some(8), TinyReader().chunk_loss
     monkeypatch.setattr(model, "chunk_loss", lambda f, c, k: (inner(f, None, k)[0], object()))

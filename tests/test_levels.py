@@ -1,10 +1,24 @@
 """Levels: which parameters, when they are due, and every way of getting that wrong."""
 
+import re
+from pathlib import Path
+
 import pytest
 from torch import nn
 
 from nested.errors import UserError
-from nested.levels import Level, assign, assign_tokens, check_chunks, check_ticks, due, next_slower, ticks, token_levels
+from nested.levels import (
+    Level,
+    assign,
+    assign_tokens,
+    check_chunks,
+    check_ticks,
+    due,
+    level_config,
+    next_slower,
+    ticks,
+    token_levels,
+)
 
 
 def network() -> nn.Module:
@@ -123,3 +137,57 @@ def test_a_chunk_longer_than_the_sequence_is_refused_with_the_longest() -> None:
     check_chunks(levels, 9)
     with pytest.raises(UserError, match=r"levels\.a\.chunk_tokens: a chunk of 8 tokens .* 8 tokens have 7 labels"):
         check_chunks(levels, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "words"),
+    [
+        ({"period": 0}, "period_steps", ["0 is not allowed", "int >= 1"]),
+        ({"period": 2.5}, "period_steps", ["2.5 is not allowed", "int >= 1"]),
+        ({"period": 0, "clock": "token", "eta": 0.1}, "chunk_tokens", ["0 is not allowed", "int >= 1"]),
+        ({"clock": "tokens"}, "clock", ["'tokens' is not allowed", "did you mean 'token'", "stream | token"]),
+        ({"clock": "token", "eta": -0.1}, "eta", ["-0.1 is not allowed", "float >= 0"]),
+        ({"clock": "token", "eta": float("nan")}, "eta", ["it must be finite"]),
+        ({"clock": "token", "eta": 0.1, "clip_norm": 0}, "clip_norm", ["float > 0"]),
+        ({"clock": "token", "eta": 0.1, "reset": "yes"}, "reset", ["'yes' is not allowed", "bool"]),
+        ({"clock": "token", "eta": 0.1, "lr_scale": 2.0}, "lr_scale", ["belongs to the stream clock"]),
+        ({"clock": "token", "eta": 0.1, "rule": {"lr": 1.0}}, "optim", ["belongs to the stream clock"]),
+        ({"eta": 0.1}, "eta", ["belongs to the token clock"]),
+        ({"reset": True}, "reset", ["belongs to the token clock"]),
+        ({"lr_scale": 0}, "lr_scale", ["float > 0"]),
+        ({"gather": "max"}, "gather", ["'max' is not allowed", "mean | sum"]),
+        ({"rule": "sgd"}, "optim", ["'sgd' is not allowed"]),
+        ({"params": "head.*"}, "params", ["'head.*' is not allowed", "['head.*']", "rest"]),
+        ({"params": ()}, "params", ["a list of globs"]),
+        ({"params": (3,)}, "params[0]", ["3 is not allowed", "str"]),
+    ],
+)
+def test_a_level_made_in_python_is_refused_for_what_a_config_could_not_say_either(given, key, words) -> None:
+    with pytest.raises(UserError) as caught:
+        Level("a", **{"params": ("*",)} | given)
+    assert caught.value.key == f"levels.a.{key}"
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_globs_may_be_given_as_a_list() -> None:
+    assert Level("a", ["head.*"]) == Level("a", ("head.*",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("period", "words"),
+    [
+        ("chunk_tokens", "inner rate of a level on the token clock is levels.quick.eta"),
+        ("period_steps", "optim.lr, times levels.quick.lr_scale"),
+    ],
+)
+def test_a_level_that_is_given_a_rate_as_an_optimizer_has_it_is_told_where_its_own_is(period: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        level_config("quick", {"params": ["*"], period: 4, "lr": 0.1})
+    assert caught.value.key == "levels.quick.lr"
+
+
+def test_the_example_in_the_design_document_runs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "design.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(example, "docs/design.md", "exec"), {"__name__": "example"})

@@ -35,7 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_written_passes_its_own_tests(written: Path):
     done = command(written, "pytest", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "25 passed" in done.stdout
+    assert "27 passed" in done.stdout
 
 
 @pytest.mark.parametrize("check", [["check"], ["format", "--check"]])
@@ -60,6 +60,23 @@ def test_all_that_is_written_fits_together(written: Path):
     done = command(written, "nested", "run", *choices, "--config-dir", "conf", "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "own_stream" in done.stdout
+
+
+def test_a_memory_whose_state_is_not_batch_first_fails_its_own_test(tmp_path: Path):
+    init("memory", "fading", tmp_path)
+    file = tmp_path / "fading.py"
+    text = file.read_text()
+    wrong = text.replace("new_zeros(batch, width, width)", "new_zeros(width, batch, width)")
+    wrong = wrong.replace(
+        "if state is None else state\n", "if state is None else state\n        memory = memory.transpose(0, 1)\n"
+    )
+    wrong = wrong.replace("torch.stack(reads, 1)), memory", "torch.stack(reads, 1)), memory.transpose(0, 1)")
+    assert wrong.count("transpose") == 2
+    file.write_text(wrong)
+    done = command(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "-k", "not runs")
+    assert done.returncode == 1
+    assert "3 failed" in done.stdout, done.stdout[-2000:]
+    assert done.stdout.count("FAILED test_fading.py::test_a_batch_is_its_sequences") == 3
 
 
 def test_nothing_is_overwritten(tmp_path: Path):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 
 from nested.errors import UserError
-from nested.signature import Bound, arguments, build, checked, locate, summary
+from nested.signature import Bound, accepts, arguments, build, checked, locate, pair, summary
 
 
 def thing(
@@ -116,6 +116,30 @@ def test_targets_that_do_not_exist() -> None:
         locate(f"{HERE}.iner", "model._target_")
     with pytest.raises(UserError, match="dotted path"):
         locate("Thing", "model._target_")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("nested.memory.lstm", r"is a module; name what it holds: nested\.memory\.lstm\.LSTMMemory"),
+        ("nested.models", r"is a module; name what it holds: nested\.models\.hope, "),
+        ("nested.memory.LSTM", r"did you mean 'lstm'\?\); allowed: attention, .*delta, .*lstm"),
+        (
+            "nested.memory.lstm.torch",
+            r"unknown name in nested\.memory\.lstm: 'torch'.*; allowed: LSTMMemory, LSTMState$",
+        ),
+    ],
+)
+def test_a_module_is_no_target_and_what_it_holds_is_said(target: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        locate(target, "model._target_")
+
+
+def test_what_a_callable_takes_and_returns() -> None:
+    assert [accepts(lambda x, state=None: 0, n) for n in range(4)] == [False, True, True, False]
+    assert pair((1, None), "f", "(y, state)") == (1, None)
+    with pytest.raises(UserError, match=r"^model\.memory: f returned a list; \(y, state\) is needed"):
+        pair([1, 2], "f", "(y, state)", "model.memory")
 
 
 def test_torch_optimizers_have_a_schema_too() -> None:

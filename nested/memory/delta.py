@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from nested.errors import UserError
 from nested.memory.gates import Gate, gate, gate_bias, rate, read_norm, unit
 from nested.memory.objectives import bound, check_rate
-from nested.memory.state import check_chunk, check_state, check_tokens
+from nested.memory.state import check_length, check_state, check_tokens
 from nested.precision import wide, wide_dtype
 from nested.signature import Bound, checked
 
@@ -118,7 +118,7 @@ class DeltaMemory(nn.Module):
         """
         check_tokens(x, self.heads * self.size)
         if state is None:
-            check_chunk(self.anchor, "anchor", x)
+            check_length(self, x.shape[1])
             state = self.initial_state(len(x))
         check_state("memory", state.memory, self._initial(len(x)), x)
         q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))

@@ -40,7 +40,7 @@ from nested.errors import UserError
 from nested.memory.banks import Bank, Erase, MatrixBank, ResidualBank, Scalars, Segment, Vectors, Weights
 from nested.memory.gates import Gate, gate, gate_bias, read_norm, unit
 from nested.memory.objectives import bound, check_rate
-from nested.memory.state import check_chunk, check_state, check_tokens
+from nested.memory.state import check_length, check_state, check_tokens
 from nested.precision import wide
 from nested.signature import Bound, checked
 
@@ -71,9 +71,9 @@ class SelfModifyingTitans(nn.Module):
     eta_max None is the contractive bound of objective, rule and chunk length (halved by `monotone`); 0 writes nothing.
     `alpha_start` and `eta_start` are what the gates are before training; with `alpha` "one" nothing is forgotten.
     `hidden` and `erase` belong to memory "mlp": `hidden` None is the head's width; `erase` "input" leaves the rank-one
-    erase to the layer that sees the key.
-    Raises UserError for a value outside its words or range, heads that do not divide the width, chunk lengths that do
-    not nest, rates beyond the bound.
+    erase to the layer that sees the key, None is "every".
+    Raises UserError for a value outside its words or range, or without effect on this kind of memory, heads that do not
+    divide the width, chunk lengths that do not nest, rates beyond the bound.
     """
 
     def __init__(
@@ -96,13 +96,15 @@ class SelfModifyingTitans(nn.Module):
         monotone: bool = False,
         momentum: bool = False,
         hidden: Annotated[int, Bound(ge=1)] | None = None,
-        erase: Erase = "every",
+        erase: Erase | None = None,
     ):
         super().__init__()
         given = {"width": width, "heads": heads, "memory": memory, "objective": objective, "rule": rule, "read": read}
         given |= {"adaptive": adaptive, "chunk": chunk, "projection_chunk": projection_chunk, "retain": retain}
-        checked(SelfModifyingTitans, given | {"gates": gates, "alpha": alpha, "erase": erase}, "model")
+        given |= {"gates": gates, "alpha": alpha, "hidden": hidden, "erase": erase}
+        checked(SelfModifyingTitans, given, "model")
         _check(width, heads, chunk, projection_chunk)
+        _check_effect(memory, rule, hidden, erase)
         scalars = Scalars if alpha == "gate" else tuple(n for n in Scalars if n != "alpha")
         adaptive = tuple(n for n in adaptive if n in (*Vectors, *scalars))
         longest = max(chunk, projection_chunk)
@@ -120,7 +122,7 @@ class SelfModifyingTitans(nn.Module):
             self.memories = MatrixBank(self.head_width, heads, adaptive, terms(objective, rule))
         else:
             E = self.head_width if hidden is None else hidden
-            self.memories = ResidualBank(self.head_width, heads, adaptive, terms(objective, rule), E, erase)
+            self.memories = ResidualBank(self.head_width, heads, adaptive, terms(objective, rule), E, erase or "every")
         if adaptive:
             self.input = nn.Linear(width, width, bias=False)
         outs = {**dict.fromkeys(Vectors, width), **dict.fromkeys(scalars, heads)}
@@ -219,8 +221,7 @@ class SelfModifyingTitans(nn.Module):
         check_tokens(x, self.heads * self.head_width)
         wanted = self.initial_state(len(x))
         if state is None:
-            for name in ("chunk", "projection_chunk"):
-                check_chunk(getattr(self, name), name, x)
+            check_length(self, x.shape[1])
             return wanted
         _check_state(state, wanted, x)
         return state
@@ -237,6 +238,16 @@ def _check(width: int, heads: int, chunk: int, projection_chunk: int) -> None:
             key="model.projection_chunk",
             seen=projection_chunk,
         )
+
+
+def _check_effect(memory: Memory, rule: Rule, hidden: int | None, erase: Erase | None) -> None:
+    for name, value in (("hidden", hidden), ("erase", erase)):
+        if value is not None and memory == "matrix":
+            text = f"{value} has no effect on memory matrix, which has one layer; leave it out, or take memory mlp"
+            raise UserError(text, key=f"model.{name}", seen=value)
+    if erase is not None and rule == "gd":
+        text = f"{erase} has no effect with rule gd, which erases nothing; leave it out, or take rule dgd"
+        raise UserError(text, key="model.erase", seen=erase)
 
 
 def _check_state(state: State, wanted: State, x: Tensor) -> None:

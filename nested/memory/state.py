@@ -5,9 +5,11 @@ Shapes: B batch, T tokens, D width.
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nested.errors import UserError
+
+Chunks = ("anchor", "chunk", "projection_chunk")  # tokens between two anchors of a memory's gradient, where it has some
 
 
 def check_tokens(x: Tensor, width: int) -> None:
@@ -17,16 +19,14 @@ def check_tokens(x: Tensor, width: int) -> None:
         raise UserError(text, key="x", seen=tuple(x.shape), allowed=f"(B, T, {width})")
 
 
-def check_chunk(chunk: int, name: str, x: Tensor) -> None:
-    """Raises UserError for a first piece x (B, T, D) shorter than a chunk, where nothing says that more follows."""
-    if chunk > x.shape[1]:
-        raise UserError(
-            f"a chunk of {chunk} tokens is longer than the sequence of {x.shape[1]}: no token would see a write; "
-            f"take at most {x.shape[1]}, or pass initial_state({len(x)}) where more of the sequence follows",
-            key=f"model.{name}",
-            seen=chunk,
-            allowed=x.shape[1],
-        )
+def check_length(memory: nn.Module, tokens: int, where: str = "model") -> None:
+    """Raises UserError where a sequence ends within the first chunk of the memory: none of its tokens sees a write."""
+    for name in Chunks:
+        chunk = getattr(memory, name, 1)
+        if isinstance(chunk, int) and chunk > tokens:  # of a user's memory it may be anything
+            text = f"a chunk of {chunk} tokens is longer than the sequence of {tokens}: no token would see a write"
+            text += f"; take at most {tokens} (the first piece of a longer sequence is read from initial_state)"
+            raise UserError(text, key=f"{where}.{name}", seen=chunk, allowed=tokens)
 
 
 def check_state(part: str, seen: Tensor, wanted: Tensor, x: Tensor, dtype: bool = True) -> None:

@@ -33,19 +33,21 @@ from nested.layers.convolution import CausalConvolution
 from nested.layers.linear import LayerNorm, Linear
 from nested.layers.tokens import NextToken, Tokens, entry
 from nested.levels import Level, assign_tokens, check_chunks
+from nested.memory.contract import ask, check_memory
+from nested.memory.state import check_length
 
 Size = Annotated[int, Bound(ge=1)]
-Chunks = ("anchor", "chunk", "projection_chunk")  # tokens between two anchors of a memory's gradient, where it has some
 States = tuple[Any, ...]  # per block: what convolution and memory hold after the last token
 
 
 class MemoryBlock(nn.Module):
     """x + memory(convolution(norm(x))), then the chain of levels."""
 
-    memory: Any  # a module: initial_state(batch), (x, state) -> (y, state)
+    memory: Any  # a module that keeps to `nested.memory.contract`
 
     def __init__(self, width: int, convolution: int, memory: nn.Module, continuum: Continuum):
         super().__init__()
+        check_memory(memory)
         self.norm = LayerNorm(width)
         self.convolution = CausalConvolution(width, convolution)
         self.memory = memory
@@ -59,7 +61,7 @@ class MemoryBlock(nn.Module):
         """x (B, T, D) and the state before it -> (B, T, D) and the state after it."""
         seen, held = state
         y, seen = self.convolution(self.norm(x), seen)
-        y, held = self.memory(y, held)
+        y, held = ask(self.memory, y, held)
         return self.continuum(x + y), (seen, held)
 
 
@@ -80,8 +82,9 @@ class Hope(nn.Module):
 
     `inner` says how far the outer gradient passes the updates of the token levels (`inner.read`), `inner_loss` what
     these learn from: the next token by a head of their own, or the task itself where that is the next token already (a
-    language model). Raises UserError for token levels outside the continuum, and a combination in which the next-token
-    head would never learn.
+    language model). Raises UserError for a memory that does not keep to `nested.memory.contract`, for token levels
+    outside the continuum, for `inner` and `inner_loss` without such a level, and for a combination in which the
+    next-token head would never learn.
     """
 
     def __init__(
@@ -121,6 +124,8 @@ class Hope(nn.Module):
         self.head = Linear(width, n_outputs)
         self.next_token: NextToken | None = None
         check_truncate(inner, truncate, "model.truncate")
+        if not token_levels:
+            _check_unused(inner, inner_loss)
         if token_levels:
             _check_levels(self)
             if inner_loss == "task":
@@ -139,7 +144,8 @@ class Hope(nn.Module):
         Raises UserError for a chunk, of a token level or of a memory, that is longer than the sequence.
         """
         pieces = self.entry.pieces(x)
-        _check_memories(self.blocks, pieces.shape[1])
+        for block in self.blocks:
+            check_length(cast(MemoryBlock, block).memory, pieces.shape[1], "model.memory")
         if self.levels and self.inner != "off":
             check_chunks(self.levels, pieces.shape[1])
             return self.outputs(self._read(pieces))
@@ -210,14 +216,11 @@ def _check_levels(model: Hope) -> None:
             raise UserError(text, key=f"levels.{level}.params", seen=outside[0])
 
 
-def _check_memories(blocks: Blocks, tokens: int) -> None:
-    """A memory whose gradients are taken once in so many tokens would see no write in a shorter sequence."""
-    for block in blocks:
-        for name in Chunks:
-            chunk = getattr(block.memory, name, 1)
-            if chunk > tokens:
-                text = f"a chunk of {chunk} tokens is longer than the sequence of {tokens}; take at most {tokens}"
-                raise UserError(text, key=f"model.memory.{name}", seen=chunk, allowed=tokens)
+def _check_unused(inner: Mode, inner_loss: str) -> None:
+    for key, seen, plain in (("inner", inner, "full"), ("inner_loss", inner_loss, "next_token")):
+        if seen != plain:
+            text = "there is no level on the token clock for it; leave it out, or give a level chunk_tokens and eta"
+            raise UserError(text, key=f"model.{key}", seen=seen, allowed=[plain])
 
 
 def _check_language_model(model: Hope, n_outputs: int) -> None:

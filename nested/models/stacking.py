@@ -22,6 +22,7 @@ from nested.errors import UserError
 from nested.inner import Chunk
 from nested.layers.linear import LayerNorm, Linear
 from nested.levels import Level, assign_tokens
+from nested.signature import accepts, pair
 
 PerSequence = {nn.Linear: Linear, nn.LayerNorm: LayerNorm}  # torch's class -> ours, which takes (B, *shape) too
 
@@ -51,9 +52,19 @@ class Stacked:
         """Next-token loss (B, C) with `fast`, (B, *shape), in place of the parameters it names, and the carry."""
         kinds = {name: p.dtype for name, p in self.model.named_parameters()}
         weights = {name: w.to(kinds[name]) for name, w in fast.items()}  # kept in float32, used in the model's own
-        logits, carry = functional_call(self.model, weights, (chunk.inputs, carry))
+        logits, carry = self._checked(functional_call(self.model, weights, (chunk.inputs, carry)), chunk.labels)
         wide = logits if logits.dtype.itemsize > 2 else logits.float()
         return F.cross_entropy(wide.mT, chunk.labels, reduction="none"), carry
+
+    def _checked(self, result: Any, labels: Tensor) -> tuple[Tensor, Any]:
+        """What the model returned for n tokens with labels (B, n), or UserError."""
+        whose, wanted = type(self.model).__name__, "(logits (B, n, V), carry)"
+        logits, carry = pair(result, whose, wanted)
+        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != labels.shape:
+            seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            text = f"{whose} returned logits {seen} for tokens {tuple(labels.shape)}; {wanted} is needed"
+            raise UserError(text, seen=seen, allowed=wanted)
+        return logits, carry
 
 
 def stack_levels(pretrained: nn.Module, levels: Sequence[Level]) -> Stacked:
@@ -61,8 +72,13 @@ def stack_levels(pretrained: nn.Module, levels: Sequence[Level]) -> Stacked:
 
     `pretrained(tokens, carry) -> (logits (B, n, V), carry)` is a causal language model which goes on after the tokens
     that `carry` remembers; None is the start. Assigned parameters must be those of a Linear or LayerNorm (torch's or
-    ours). Raises UserError for a parameter of anything else, and as `levels.assign_tokens` does.
+    ours). Raises UserError for a parameter of anything else, a model that takes no carry, and as `levels.assign_tokens`
+    does; reading raises it where the model returns anything but those two.
     """
+    if not accepts(pretrained.forward, 2):
+        text = f"{type(pretrained).__name__}.forward does not take (tokens, carry)"
+        text += "; a model that goes on after what carry remembers, None at the start, is needed"
+        raise UserError(text, key="pretrained")
     tied = {id(p): p for p in (*pretrained.parameters(), *pretrained.buffers())}
     model = copy.deepcopy(pretrained, tied)  # new modules around the same tensors
     for names in assign_tokens(levels, model).values():

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -290,6 +290,12 @@ Wrong = {
     "v": (wrong(v=torch.zeros(2, 4, 4)), ["v (2, 4, 4)", "(B, H, T, V)"]),
     "eta": (wrong(eta=torch.zeros(2, 2, 4, 1)), ["eta is (2, 2, 4, 1)", "(2, 2, 4)"]),
     "state": (wrong(state=torch.zeros(1, 2, 4, 3)), ["state is (1, 2, 4, 3)", "(2, 2, 4, 3)"]),
+    "no state": (wrong(state=None), ["state is None", "a tensor (B, H, V, K) is needed"]),
+    "no tensor": (wrong(eta=0.1), ["eta is a float", "a tensor (B, H, T) is needed"]),
+    "no tensor in the state": (
+        wrong(state=State(torch.zeros(2, 2, 4, 3), cast(Any, 0.0), 1), anchor=2),
+        ["state.anchor is a float", "a tensor (B, H, V, K) is needed"],
+    ),
     "integers": (wrong(alpha=torch.ones(2, 2, 4, dtype=torch.long)), ["alpha is torch.int64", "floating"]),
     "devices": (wrong(v=torch.zeros(2, 2, 4, 4, device="meta")), ["v is on meta", "q on cpu"]),
     "no token": (wrong(q=torch.zeros(2, 2, 0, 3)), ["q is (2, 2, 0, 3)", "T > 0"]),

@@ -14,7 +14,7 @@ DEFAULT = {
     "width": 6, "heads": 2, "memory": "matrix", "objective": "l2", "rule": "dgd",
     "adaptive": ("k", "v", "eta", "alpha"), "chunk": 1, "projection_chunk": 1, "read": "cumulative",
     "retain": "initial", "gates": "sigmoid", "alpha": "gate", "alpha_start": 0.9, "eta_max": None, "monotone": False,
-    "momentum": False, "hidden": 5, "erase": "every",
+    "momentum": False, "erase": None,
 }  # fmt: skip
 CHUNKS = [(1, 1), (4, 4), (4, 8), (8, 4)]
 MODES = list(product(("matrix", "mlp"), ("dot", "l2", "l2_doubled"), CHUNKS, ("anchor", "cumulative")))
@@ -22,7 +22,8 @@ MODES = list(product(("matrix", "mlp"), ("dot", "l2", "l2_doubled"), CHUNKS, ("a
 
 def build(seed: int = 0, **options) -> tuple[SelfModifyingTitans, dict]:
     torch.manual_seed(seed)
-    chosen = {**DEFAULT, **options}
+    hidden = {"hidden": 5} if options.get("memory") == "mlp" else {}
+    chosen = {**DEFAULT, **hidden, **options}
     return SelfModifyingTitans(**chosen).double(), chosen
 
 
@@ -237,6 +238,10 @@ def test_states_are_single_precision_whatever_the_module_is_in():
         ({"objective": "l3"}, r"objective: 'l3' is not allowed.*dot \| l2 \| l2_doubled"),
         ({"memory": "matrices"}, "did you mean 'matrix'"),
         ({"erase": "none"}, r"erase: 'none' is not allowed; allowed: every \| input"),
+        ({"erase": "every"}, "model.erase: every has no effect on memory matrix"),
+        ({"hidden": 5}, "model.hidden: 5 has no effect on memory matrix"),
+        ({"hidden": 0, "memory": "mlp"}, "model.hidden: 0 is not allowed; allowed: int >= 1 or null"),
+        ({"erase": "input", "memory": "mlp", "rule": "gd"}, "model.erase: input has no effect with rule gd"),
         ({"alpha": "on"}, "did you mean 'one'"),
         ({"eta_max": 0.7}, "0.7 is not allowed; above 0 and at most 0.666.*does not grow along a key"),
         ({"eta_max": -0.1}, "-0.1 is not allowed; above 0 and at most 0.666"),

@@ -19,7 +19,8 @@ CASES = {
 
 def build(memory: str, **options) -> SelfModifyingTitans:
     torch.manual_seed(1)
-    return SelfModifyingTitans(4, 2, memory=memory, gates="sigmoid", hidden=3, **options).double()
+    hidden = 3 if memory == "mlp" else None
+    return SelfModifyingTitans(4, 2, memory=memory, gates="sigmoid", hidden=hidden, **options).double()
 
 
 def loss(module: SelfModifyingTitans) -> torch.Tensor:
@@ -74,7 +75,7 @@ def test_the_gradient_goes_through_the_writes(memory, chunk):
     options = {
         "heads": 2, "memory": memory, "objective": "l2", "rule": "dgd", "adaptive": ("k", "v", "eta", "alpha"),
         "chunk": chunk, "projection_chunk": chunk, "read": "cumulative", "retain": "initial", "gates": "sigmoid",
-        "alpha": "gate", "momentum": False, "erase": "every",
+        "alpha": "gate", "momentum": False, "erase": None,
     }  # fmt: skip
     first_order = token_loop(module, x, detach_writes=True, **options)[0]
     exact, detached = gradients(module, loss(module)), gradients(module, (first_order * scale).sum())

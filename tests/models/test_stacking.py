@@ -147,6 +147,31 @@ def test_a_model_in_bfloat16_keeps_its_fast_weights_in_float32() -> None:
     assert not torch.equal(state.fast["blocks.0.up.weight"][0], start)  # 1e-4 of a gradient is below bfloat16's reach
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda logits, carry: logits, r"LanguageModel returned a Tensor; \(logits \(B, n, V\), carry\) is needed"),
+        (lambda logits, carry: {"logits": logits}, "returned a dict"),
+        (lambda logits, carry: (logits[:, -1], carry), r"returned logits \(3, 7\) for tokens \(3, 4\)"),
+        (lambda logits, carry: (logits[:, -1:], carry), r"returned logits \(3, 1, 7\) for tokens \(3, 4\)"),
+        (lambda logits, carry: ([logits], carry), "returned logits list"),
+    ],
+)
+def test_a_model_that_returns_anything_but_logits_and_carry_is_named(answer: Any, words: str) -> None:
+    pretrained = model()
+    stacked = stack_levels(pretrained, [Level("all", ("blocks.1.up.*",), 4, "token", eta=0.1)])
+    whole = stacked.model.forward
+    stacked.model.forward = lambda tokens, carry: answer(*whole(tokens, carry))
+    with pytest.raises(UserError, match=words):
+        read(stacked, stacked.levels, initial_state(stacked, stacked.levels, B), torch.randint(V, (B, 9)))
+
+
+def test_a_model_that_takes_no_carry_is_refused() -> None:
+    plain = nn.Sequential(nn.Embedding(V, D), nn.Linear(D, V))
+    with pytest.raises(UserError, match=r"Sequential\.forward does not take \(tokens, carry\)"):
+        stack_levels(plain, [Level("all", ("1.*",), 2, "token", eta=0.1)])
+
+
 def test_what_cannot_be_a_level_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"'embed\.weight' belongs to a Embedding.*Linear or LayerNorm"):
         stack_levels(model(), [Level("all", ("embed.weight",), 2, "token", eta=0.1)])

@@ -20,6 +20,8 @@ from nested_kernels.delta_rule.rule import Objective, Read, Retain, Rule, State
 Backend = Literal["auto", "reference", "chunked"]
 CHUNK = 32  # the fastest or near it from 50 to 1,024 tokens on a CPU, for heads of 16 to 64
 FEW = 4  # tokens for which the loop is as fast as a chunk
+Axes = {"q": "BHTK", "k": "BHTK", "v": "BHTV", "eta": "BHT", "alpha": "BHT"}
+Axes |= dict.fromkeys(("state", "state.anchor", "initial"), "BHVK")
 
 
 def delta_rule(
@@ -94,6 +96,13 @@ def _check_lengths(anchor: int, chunk: int | None, state: State) -> None:
 def _check_tensors(
     q: Tensor, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor, state: State, retain: Retain, initial: Tensor | None
 ) -> None:
+    given = {"q": q, "k": k, "v": v, "eta": eta, "alpha": alpha, "state": state.memory}
+    held = {"state.anchor": state.anchor, "initial": initial}
+    given |= {name: x for name, x in held.items() if x is not None}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            seen = "None" if x is None else f"a {type(x).__name__}"
+            raise ValueError(f"delta_rule: {name} is {seen}; a tensor ({', '.join(Axes[name])}) is needed")
     if q.ndim != 4 or v.ndim != 4 or not q.shape[0] or not q.shape[2]:
         raise ValueError(
             f"delta_rule: q is {tuple(q.shape)}, v {tuple(v.shape)}; allowed: (B, H, T, K) and (B, H, T, V), "
@@ -101,14 +110,9 @@ def _check_tensors(
         )
     if (initial is None) != (retain == "zero"):
         raise ValueError(f"delta_rule: retain is {retain!r}, so initial must{' not' * (retain == 'zero')} be given")
-    (b, h, t, key), value = q.shape, v.shape[-1]
-    tensors = {"q": q, "k": k, "v": v, "eta": eta, "alpha": alpha, "state": state.memory}
-    shapes = [(b, h, t, key), (b, h, t, key), (b, h, t, value), (b, h, t), (b, h, t), (b, h, value, key)]
-    for name, held in (("state.anchor", state.anchor), ("initial", initial)):
-        if held is not None:
-            tensors[name] = held
-            shapes.append((b, h, value, key))
-    for (name, x), shape in zip(tensors.items(), shapes):
+    sizes = {"V": v.shape[3], **dict(zip("BHTK", q.shape))}
+    for name, x in given.items():
+        shape = tuple(sizes[axis] for axis in Axes[name])
         if x.shape != shape:
             raise ValueError(
                 f"delta_rule: {name} is {tuple(x.shape)}; beside q {tuple(q.shape)} and v {tuple(v.shape)} "

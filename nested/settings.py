@@ -1,0 +1,158 @@
+"""The settings of a run: a dataclass for each section of a config that is ours, and the whole config.
+
+A component (stream, model, optim, method) has no dataclass here: it is a mapping with a `_target_`, and the signature
+of what it names is its schema (`signature.py`). From overrides to these: `config.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from nested.errors import UserError
+from nested.levels import LevelConfig, Positive, level_config
+from nested.signature import Bound, build
+
+Seed = Annotated[int, Bound(ge=0, lt=2**63)]  # what torch takes
+Components = ("stream", "model", "optim", "method")
+Groups = (*Components, "levels", "trainer", "tracking", "recipe")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How long and in what pieces a run trains."""
+
+    epochs: Positive = 10  # passes over each experience
+    joint_epochs: Positive | None = None  # passes of a method that trains on everything at once; null = epochs
+    batch_size: Positive = 32
+    eval_batch_size: Positive = 512
+    clip_norm: Annotated[float, Bound(gt=0)] | None = None  # norm of a level's gathered gradient when it is due
+    at_border: Literal["carry", "flush", "drop"] = "carry"  # a partly gathered gradient at an experience border
+    allow_idle: bool = False  # let a level tick fewer than 10 times in the run
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    batches_per_block: Positive = 1  # mini-batches handed to Lightning at once; the numbers do not change by a bit
+    threads: Positive | None = None  # torch threads; null = torch's own choice
+    devices: Positive = 1
+    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every level as a pure function of its own ticks."""
+
+    shape: Literal["constant", "linear", "cosine"] = "constant"
+    scope: Literal["stream", "experience"] = "stream"
+    warmup: Annotated[float, Bound(ge=0, lt=1)] = 0.0  # share of the scope's ticks
+    final: Annotated[float, Bound(ge=0, le=1)] = 0.0  # last rate / rate, for linear and cosine
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When a run can be continued from."""
+
+    every_seconds: Annotated[float, Bound(ge=0)] = 30.0
+    keep: Annotated[int, Bound(ge=2)] = 2
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured besides the accuracy matrix; its cost is accounted apart."""
+
+    parts: list[Literal["test", "validation"]] = field(default_factory=lambda: ["test", "validation"])
+    gain: bool = False  # train each experience alone from the initial state as well
+    anytime_steps: Positive | None = None  # evaluate every k optimizer steps
+    anytime_ticks: bool = False  # evaluate just before and after each tick of a level slower than the fastest
+    snapshots: bool = False  # keep every level's weights after each experience, for nested microscope
+
+
+@dataclass(frozen=True)
+class Head:
+    """Which outputs compete in the class-incremental scenario."""
+
+    mask: Literal["none", "seen", "experience"] = "none"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the user's data lies."""
+
+    root: str | None = None
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """MLflow: which store, which experiment."""
+
+    enabled: bool = True
+    uri: str | None = None  # null = a SQLite file in the runs directory
+    experiment: str = "nested"
+    timeout_seconds: Annotated[float, Bound(gt=0)] = 20.0
+    system_metrics: bool = False  # processor and memory every ten seconds
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, completely: what `nested run` composed and what `config.yaml` holds."""
+
+    stream: dict[str, Any]
+    model: dict[str, Any]
+    optim: dict[str, Any]
+    method: dict[str, Any]
+    levels: dict[str, Any]  # name -> LevelConfig, or a component that makes such a mapping: see `level_configs`
+    trainer: Trainer = field(default_factory=Trainer)
+    schedule: Schedule = field(default_factory=Schedule)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    head: Head = field(default_factory=Head)
+    data: Data = field(default_factory=Data)
+    tracking: Tracking = field(default_factory=Tracking)
+    seed: Seed = 0
+    seeds: Positive | list[Seed] | None = None  # a number n: seeds 0 to n-1; a list: exactly those
+    prefix: Positive | None = None  # train and judge only so many experiences of the stream; null = all
+    label: str | None = None  # how pages call the run
+    runs: str = "runs"  # directory of run directories
+    choices: dict[str, str] = field(default_factory=dict)  # group -> choice, for labels and grouping
+
+    def seed_list(self) -> list[int]:
+        if self.seeds is None:
+            return [self.seed]
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    def level_configs(self) -> dict[str, LevelConfig]:
+        """The levels by name, made where `levels` is a component. Raises UserError for one that makes none."""
+        return level_configs(self.levels)
+
+    def name(self) -> str:
+        """The label, or one made of the choices."""
+        return self.label or " ".join(self.choices.get(g, "custom") for g in ("model", "method", "levels"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def level_configs(section: Mapping[str, Any]) -> dict[str, LevelConfig]:
+    """A config's section `levels`, recorded or checked, as levels by name. Raises UserError."""
+    if "_target_" in section:
+        section = build(section, "levels")
+        if not isinstance(section, Mapping) or not section:
+            text = f"it made {section!r}; a mapping from names to levels is needed"
+            raise UserError(text, key="levels._target_", seen=section)
+    return {
+        name: level if isinstance(level, LevelConfig) else level_config(name, level)
+        for name, level in section.items()
+        if level is not None
+    }
+
+
+Sections = {
+    "trainer": Trainer,
+    "schedule": Schedule,
+    "checkpoint": Checkpoint,
+    "evaluate": Evaluate,
+    "head": Head,
+    "data": Data,
+    "tracking": Tracking,
+}
+Plain = ("seed", "seeds", "prefix", "label", "runs")
