@@ -217,9 +217,90 @@ def report(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = F
 
 
 @app.command()
+def microscope(name: RunName, runs: Runs = "runs", as_json: Json = False) -> None:
+    """Which level forgot, which one learned, and when: for a run with evaluate.snapshots=true."""
+    from nested import report as pages
+    from nested import rundir
+    from nested.microscope.examine import examine
+    from nested.report.microscope import table
+
+    path = rundir.find(name, runs)
+    found = examine(path, say)
+    page = pages.page([pages.load(path)], path / "report.html")
+    if as_json:
+        emit(run_id=path.name, page=str(page), **found)
+        return
+    show(table(found))
+    show(f"page: {page}")
+
+
+@app.command()
+def tune(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Search values of a config: begin a study, or continue it; `nested tune show STUDY` says how one stands."""
+    from nested.tuning import search
+
+    words = overrides or []
+    if words[:1] == ["show"]:
+        study = search.named(*search.place(words[1:]))
+        emit(**search.found(study).as_json()) if as_json else show("\n".join(search.show(study)))
+        return
+    found = search.tune(words, config_dir, say)
+    emit(**found.as_json()) if as_json else show(str(found.study.path))
+
+
+@app.command()
+def worker(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="a name, a path, or the beginning of a name")],
+    runs: Runs = "runs",
+    config_dir: ConfigDir = None,
+    storage: Annotated[
+        str | None, typer.Option(help="the study's storage with its password, which is not recorded")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Work on a study, beside others or alone, from anywhere that sees its directory and its storage."""
+    from nested.tuning import search
+
+    found = search.join(search.named(name, runs).path, config_dir, say, storage)
+    emit(**found.as_json()) if as_json else say(search.verdict(found.study))
+
+
+@app.command()
 def compare(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = False) -> None:
     """Table and page of many runs side by side."""
     _pages(names, runs, out, as_json)
+
+
+@app.command()
+def export(
+    name: RunName,
+    seed: Annotated[int | None, typer.Argument(metavar="[SEED]", help="needed where the run has several")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="folder to write; by default export/ beside the seed")] = None,
+    runs: Runs = "runs",
+    as_json: Json = False,
+) -> None:
+    """Write the final model of a run as a folder (safetensors, config) that `nested eval` and nested.load read."""
+    from nested import rundir
+    from nested.export import export as write
+
+    folder = write(rundir.find(name, runs), seed, Path(to).expanduser() if to else None)
+    emit(export=str(folder.resolve())) if as_json else show(f"wrote {folder}\ntry: nested eval {folder}")
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[str, typer.Argument(metavar="EXPORT", help="what `nested export` wrote")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[stream=choice] [stream.key=value]", help="by default as it was run")
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """Judge an exported model on a stream, its own or another one that fits."""
+    from nested.evaluation import evaluate as judge
+
+    found = judge(folder, overrides or [], config_dir)
+    emit(**found.as_dict()) if as_json else show(found)
 
 
 @app.command()
@@ -233,7 +314,7 @@ def sync(
     from dataclasses import asdict, replace
 
     from nested import rundir, tracking
-    from nested.config import Tracking
+    from nested.settings import Tracking
     from nested.signature import checked
 
     paths = [rundir.find(n, runs) for n in names] if names else rundir.all_runs(runs)
@@ -259,7 +340,7 @@ def ui(
 ) -> None:
     """Open MLflow's own pages on the store of these runs, on this machine only."""
     from nested import tracking
-    from nested.config import Tracking
+    from nested.settings import Tracking
 
     command = tracking.ui_command(Tracking(uri=uri), runs, port)
     say(f"http://127.0.0.1:{port}  (stop with Ctrl-C)")
@@ -324,8 +405,21 @@ def main(arguments: list[str] | None = None) -> None:
 def _verb(arguments: list[str]) -> Any:
     """Call the verb that is asked for; typer's own way of doing it swallows Ctrl-C."""
     command = typer.main.get_command(app)
+    _check_runs(getattr(command, "commands", {}).get(arguments[0]), arguments[1:])
     with command.make_context("nested", list(arguments)) as context:
         return command.invoke(context)
+
+
+def _check_runs(verb: Any, given: list[str]) -> None:
+    """Raise UserError for `runs=DIR` where --runs is an option, and the reverse: a key of the config in `run` alone."""
+    option = "runs" in {p.name for p in getattr(verb, "params", [])}
+    if verb is None or not (option or verb.name == "run"):
+        return
+    wrong, right = ("runs=", "--runs ") if option else ("--runs", "runs=")
+    for word, following in zip(given, [*given[1:], "DIR"]):
+        if word.startswith(wrong):
+            text = f"with nested {verb.name} it is written {right}{word.partition('=')[2] or following}"
+            raise UserError(text, key=wrong.strip("="), seen=word)
 
 
 def guarded(act: Callable[[], Any], as_json: bool) -> int:

@@ -243,7 +243,7 @@ def _some(names: list[str]) -> str:
 def store(root: Path, uri: str | None) -> Iterator[Finding]:
     """Whether the tracker's store answers; without it runs go on and are sent later."""
     from nested import tracking
-    from nested.config import Tracking
+    from nested.settings import Tracking
 
     address = tracking.store_uri(Tracking(uri=uri), root)
     try:

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from nested import cost, run
 from nested.config import Config
+from nested.layers.patches import Patches
+from nested.layers.tokens import Tokens
 from nested.learner import Learner
-from nested.levels import Level, assign, assign_tokens, check_ticks, due, ticks
+from nested.levels import Level, assign, assign_tokens, check_ticks, due, next_slower, ticks
 from nested.plan import Plan, judged, order
 from nested.streams.stream import Experience, Stream
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 TIMELINE = 64  # steps or tokens drawn
+RESET = "↺"  # the mark of a token level that goes back to its initial state
 TIMED = 4  # steps a time is taken from, at least
 
 
@@ -38,11 +42,13 @@ class DryRun:
     sample_shape: list[int]
     n_outputs: int
     experiences: list[dict[str, Any]]  # index, name, task, classes, train, validation, test (samples)
-    layers: list[dict[str, Any]]  # name, kind, shape (batch first), parameters
+    layers: list[dict[str, Any]]  # name, kind, shape (batch first; of the first call), calls, parameters
     levels: list[dict[str, Any]]  # name, clock, period, lr, eta, globs, names, parameters, share, updates
     fits: list[dict[str, Any]]  # name, steps, updates {level: n}: the experiences, or one fit of all of them
     timeline: dict[str, str]  # stream level -> a mark for each of the first steps at which it learns
-    token_timeline: dict[str, str]  # token level -> the same for the first tokens of every sequence
+    tokens: int | None  # of a training sequence; None: no token levels, or the model does not tell
+    token_timeline: dict[str, str]  # token level -> the same for the first tokens of every sequence, and its resets
+    fast_weights: list[dict[str, Any]]  # level, name, shape (batch first): what learns within a sequence
     steps: int
     flops_per_step: int  # forward and backward, of the task's loss
     flops: int
@@ -80,6 +86,7 @@ def dry_run(config: Config) -> DryRun:
     first = plan.curriculum[0].train
     batch = learner.fetch(first, order(seed, plan.curriculum[0].index, 0, len(first))[: t.batch_size])
     flops = cost.step_flops(learner, batch)
+    tokens = tokens_of(learner, batch.x)
     step_seconds, sample_seconds, views = _rehearse(config, seed, stream, plan)
     planned = fits(stream_levels, plan, t.at_border == "flush")
     alone, samples = _alone_steps(config, stream), evaluated(config, stream, plan, stream_levels, views)
@@ -95,7 +102,9 @@ def dry_run(config: Config) -> DryRun:
         levels=_levels(learner, planned),
         fits=planned,
         timeline={level.name: timeline(level, plan.total_steps) for level in stream_levels},
-        token_timeline={level.name: timeline(level, 2 * learner.reading[-1].period) for level in learner.reading},
+        tokens=tokens,
+        token_timeline=token_timelines(learner.reading, tokens),
+        fast_weights=fast_weights(learner, len(batch.y)),
         steps=plan.total_steps,
         flops_per_step=flops,
         flops=round(flops / len(batch.y) * plan.examples),
@@ -154,13 +163,18 @@ def _step(learner: Learner, batch_size: int) -> float:
 def layers(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
     """Each module that is called and has parameters or no parts of its own, with the shape of its output for x (B, *S).
 
-    Parameters of a module that is never called (its weights are used by another) count for the nearest one around it.
+    Where a model reads in chunks its modules are called once for each: the shape is that of the first call. Of an
+    output with a state beside it, it is the output's. Parameters of a module that is never called (its weights are used
+    by another) count for the nearest one around it.
     """
     shapes: dict[str, list[int] | None] = {}
+    calls: Counter[str] = Counter()
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            shapes[name] = list(output.shape) if isinstance(output, Tensor) else None
+            first = output[0] if isinstance(output, tuple) and output else output
+            shapes.setdefault(name, list(first.shape) if isinstance(first, Tensor) else None)
+            calls[name] += 1
 
         return hook
 
@@ -177,7 +191,13 @@ def layers(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
         owned[next(above for above in _above(name) if above in shapes)] += p.numel()
     around = {above for name in shapes if name for above in _above(name)}
     return [
-        {"name": name, "kind": type(module).__name__, "shape": shapes[name], "parameters": owned[name]}
+        {
+            "name": name,
+            "kind": type(module).__name__,
+            "shape": shapes[name],
+            "calls": calls[name],
+            "parameters": owned[name],
+        }
         for name, module in model.named_modules()
         if name in shapes and (owned[name] or name not in around)
     ]
@@ -190,8 +210,53 @@ def _above(name: str) -> list[str]:
 
 
 def timeline(level: Level, steps: int) -> str:
-    """One character for each of the first steps, or tokens: a mark where the level learns."""
+    """One character for each of the first steps: a mark where the level learns."""
     return "".join("█" if due(level, t) else "·" for t in range(1, min(steps, TIMELINE) + 1))
+
+
+def tokens_of(learner: Learner, x: Tensor) -> int | None:
+    """Tokens or patches that a model with token levels makes of samples x (B, *S), or None where it does not tell."""
+    if not learner.reading:
+        return None
+    if learner.stream.vocabulary is not None:
+        return x.shape[1]
+    entry = getattr(learner.model, "entry", None)
+    return entry.pieces(x).shape[1] if isinstance(entry, Tokens | Patches) else None
+
+
+def token_timelines(levels: Sequence[Level], tokens: int | None) -> dict[str, str]:
+    """By level, as `timeline`, for one sequence; where its length is not known, for two ticks of the slowest level.
+
+    The last token has no label, so that nothing learns there (`inner.read`). A reset is in place of an update.
+    """
+    if not levels:
+        return {}
+    last = tokens or 2 * max(level.period for level in levels) + 1
+    return {level.name: "".join(_mark(level, levels, t, last) for t in _drawn(last)) for level in levels}
+
+
+def _drawn(tokens: int) -> range:
+    return range(1, min(tokens, TIMELINE) + 1)
+
+
+def _mark(level: Level, levels: Sequence[Level], token: int, last: int) -> str:
+    if token == last or not due(level, token):
+        return "·"
+    slower = next_slower(level, levels)
+    return RESET if level.reset and slower is not None and due(slower, token) else "█"
+
+
+def fast_weights(learner: Learner, batch: int) -> list[dict[str, Any]]:
+    """What `inner.initial_state` makes for so many sequences."""
+    if not learner.reading:
+        return []
+    sizes = {name: list(p.shape) for name, p in learner.model.named_parameters()}
+    members = assign_tokens(learner.reading, learner.model)
+    return [
+        {"level": level, "name": name, "shape": [batch, *sizes[name]]}
+        for level, names in members.items()
+        for name in names
+    ]
 
 
 def fits(levels: list[Level], plan: Plan, flush: bool) -> list[dict[str, Any]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from nested.dryrun import RESET
 
 if TYPE_CHECKING:
     from nested.dryrun import DryRun
@@ -39,9 +43,9 @@ def _more(table: Table, total: int) -> None:
 
 
 def _stream(found: DryRun) -> list[Any]:
-    shape = " x ".join(map(str, found.sample_shape))
     n = len(found.experiences)
-    head = f"{found.stream}, {found.scenario}-incremental: {n} experiences, samples {shape}, {found.n_outputs} outputs"
+    what = f"samples {_times(found.sample_shape)}, {found.n_outputs} outputs"
+    head = f"{found.stream}, {found.scenario}-incremental: {n} experiences, {what}"
     parts = ("train", "validation", "test")
     table = _table("", "experience", "classes", *parts, right=("", *parts))
     for e in found.experiences[:LISTED]:
@@ -56,11 +60,19 @@ def _classes(classes: list[int]) -> str:
 
 def _layers(found: DryRun) -> list[Any]:
     total = sum(row["parameters"] for row in found.layers)
-    table = _table("layer", "kind", "output (batch first)", "parameters", right=("parameters",))
+    chunked = found.tokens is not None and any(row["calls"] > 1 for row in found.layers)
+    head = "output (batch first)" if not chunked else "output of the first call (batch first)"
+    calls = ("calls",) if chunked else ()
+    table = _table("layer", "kind", head, *calls, "parameters", right=(*calls, "parameters"))
     for row in found.layers:
-        shape = " x ".join(map(str, row["shape"])) if row["shape"] is not None else "no tensor"
-        _row(table, row["name"] or "(model)", row["kind"], shape, f"{row['parameters']:,}")
+        shape = _times(row["shape"]) if row["shape"] is not None else "no tensor"
+        times = (row["calls"],) if chunked else ()
+        _row(table, row["name"] or "(model)", row["kind"], shape, *times, f"{row['parameters']:,}")
     return [Text(f"{found.label}: {total:,} parameters", style="bold"), table]
+
+
+def _times(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _levels(found: DryRun) -> list[Any]:
@@ -113,9 +125,31 @@ def _token_levels(found: DryRun) -> list[Any]:
     for row in _on(found, "token"):
         share, count = f"{row['share']:.1%}", f"{row['parameters']:,}"
         _row(table, row["name"], row["period"], f"{row['eta']:g}", count, share, _which(row))
-    _, _, lines = _marks("token", found.token_timeline)
     head = Text("levels on the token clock, which learn within every sequence as far as it goes", style="bold")
-    return [head, table, Text(), *(Text(line, no_wrap=True) for line in lines)]
+    return [head, table, Text(), *_fast_weights(found), Text(), *_token_timeline(found)]
+
+
+def _fast_weights(found: DryRun) -> list[Any]:
+    """Those of all blocks in one line."""
+    alike = Counter((w["level"], _any_block(w["name"]), *w["shape"]) for w in found.fast_weights)
+    table = _table("level", "fast weight", "shape (batch first)", "tensors", right=("tensors",))
+    for (level, name, *shape), n in alike.items():
+        _row(table, level, name, _times(shape), n)
+    return [Text("fast weights, each sequence's own", style="bold"), table]
+
+
+def _any_block(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name, count=1)
+
+
+def _token_timeline(found: DryRun) -> list[Any]:
+    _, drawn, lines = _marks("token", found.token_timeline)
+    of = "a sequence" if found.tokens is None else f"the {found.tokens} of a sequence"
+    tokens = f"all {drawn} tokens of a sequence" if drawn == found.tokens else f"the first {drawn} tokens of {of}"
+    resets = any(RESET in marks for marks in found.token_timeline.values())
+    legend = f"; {RESET}: back to the initial state" if resets else ""
+    head = Text(f"when they learn, {tokens}{legend}", style="bold")
+    return [head, *(Text(line, no_wrap=True) for line in lines)]
 
 
 def _cost(found: DryRun) -> list[Any]:

@@ -33,6 +33,10 @@ class Diverged(NestedError):
     exit_code = 3
 
 
+class Pruned(NestedError):
+    """A tuner's trial that is not worth continuing; what it reached is kept."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The user stopped a run (exit code 130); everything is saved. A loop over runs stops as at any Ctrl-C."""
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -21,10 +21,18 @@ from nested.errors import Diverged, UserError
 from nested.levels import Level
 from nested.methods.method import Method
 from nested.optim.leveled import Leveled
-from nested.sequences.exact_match import exact_match
+from nested.sequences.exact_match import exact_match, positions_right
 from nested.streams.stream import Batch, Examples, Experience, Stream
 
 Rows = tuple[int, int, Tensor]  # epoch, batch, rows of the experience's training examples
+
+
+class Judged(NamedTuple):
+    """What a model made of some examples."""
+
+    total: float  # correct answers, or summed mean squared error
+    count: int  # examples
+    positions: tuple[int, int] | None = None  # right ones, judged ones; where answers are sequences
 
 
 @dataclass
@@ -96,6 +104,10 @@ class Learner(L.LightningModule):
         if allowed is None:
             return out
         return out.masked_fill(~allowed.reshape(len(x), *[1] * (out.ndim - 2), -1), -math.inf)  # equal at all positions
+
+    def competing(self) -> Tensor | None:
+        """(tasks, n_outputs) bool: which outputs may compete when a sample of a task is judged now; None where all."""
+        return self._masks.allowed(torch.arange(self.stream.n_tasks), self.cursor.experience, training=False)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross entropy over the batch (over all judged positions in it), or mean squared error for regression."""
@@ -188,16 +200,23 @@ class Learner(L.LightningModule):
         keys = " or ".join(f"levels.{level.name}.eta" for level in self.reading if level.eta)
         return f"; where updates on the token clock are the cause, lower {keys}" if keys else ""
 
-    @torch.no_grad()
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[float, int]:
-        """(correct answers, or summed mean squared error; number of examples), with the model in evaluation mode.
+        """(correct answers, or summed mean squared error; number of examples), with the model in evaluation mode."""
+        found = self.judge(examples, batch_size)
+        return found.total, found.count
 
-        A sequence with a target for each position is one answer: correct when every judged position is.
+    @torch.no_grad()
+    def judge(self, examples: Examples, batch_size: int) -> Judged:
+        """As `evaluate`, and more of sequences.
+
+        A sequence with a target for each position is one answer: correct when every judged position is. That is zero
+        for long while a model learns, so its positions are counted too.
         """
         training = self.model.training
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64 if self.stream.regression else torch.int64)
         lost = torch.zeros((), dtype=torch.bool, device=self.where)
+        right = judged = 0
         for rows in torch.arange(len(examples)).split(batch_size):
             x, y, task = self.fetch(examples, rows)
             out = self.logits(x, task, training=False)
@@ -205,13 +224,15 @@ class Learner(L.LightningModule):
             if self.stream.regression:
                 total += F.mse_loss(out.double(), y.double(), reduction="none").flatten(1).mean(1).sum().cpu()
             elif self.stream.per_position:
-                total += exact_match(out.argmax(-1), y).sum().cpu()
+                answers = out.argmax(-1)
+                total += exact_match(answers, y).sum().cpu()
+                right, judged = (a + b for a, b in zip((right, judged), positions_right(answers, y)))
             else:
                 total += (out.argmax(1) == y).sum().cpu()
         self.model.train(training)
         if lost:
             raise Diverged(self._diagnosis("outputs are NaN in evaluation", self.step))
-        return total.item(), len(examples)
+        return Judged(total.item(), len(examples), (right, judged) if self.stream.per_position else None)
 
     def take_loss(self) -> float | None:
         """Mean training loss since the last call."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from nested.config import Config
 from nested.generators import rng_state, set_rng_state
 from nested.learner import Cursor, Learner
+from nested.metrics import POSITIONS, forgetting
+from nested.microscope.snapshots import Snapshots
 from nested.plan import Blocks, Plan, judged
 from nested.rundir import SeedDir
 from nested.score_matrix import ScoreMatrix
@@ -46,9 +49,13 @@ class Loop:
         self.judged = judged(self.parts)
         self.matrices: dict[str, dict[str, ScoreMatrix]] = {}
         self.anytime: dict[str, list[Any]] = {"step": [], "moment": [], "experience": [], "accuracy": []}
+        self.loss: float | None = None  # the training loss last recorded
         self.seconds = {"train": 0.0, "evaluate": 0.0, "anytime": 0.0, "other": 0.0}
         self._doing = "other"
         self.stop = False
+        self.flops: dict[tuple[int, ...], float | None] = {}  # shape of a batch -> FLOPs of one step per example
+        self.after_row: Callable[[int], None] | None = None  # told of every row after the first experience
+        self.snapshots = Snapshots(directory.path) if config.evaluate.snapshots else None
         self._clock = time.perf_counter()
         self._saved = time.monotonic()
         learner.after_block = self._after_block
@@ -65,6 +72,8 @@ class Loop:
                 self._fit(self.curriculum[cursor.experience])
             self._evaluate()
             self._record_row()
+            if self.snapshots:
+                self.snapshots.write(self.learner, cursor.experience)
             cursor.next_experience()
             self._maybe_save()
         self.save()
@@ -113,6 +122,7 @@ class Loop:
     def _log_loss(self) -> None:
         mean = self.learner.take_loss()
         if mean is not None:
+            self.loss = mean
             self.directory.metrics(
                 self.learner.step, {"train/loss": mean, "train/skipped_steps": self.learner.optimizer.skipped}
             )
@@ -125,17 +135,18 @@ class Loop:
             for view, context in self.learner.method.views().items():
                 with context:
                     for part in self.parts:
-                        self._score(self._matrix(view, part), row, column, part)
+                        self._score(view, part, row, column)
             cursor.batch = column + 1
             self.display.evaluated(column + 1, self.n)
             self._maybe_save()
         self._switch("other")
 
-    def _score(self, matrix: ScoreMatrix, row: int, column: int, part: str) -> None:
-        experience = self.stream.experiences[column]
-        matrix.update(
-            row, column, *self.learner.evaluate(getattr(experience, part), self.config.trainer.eval_batch_size)
-        )
+    def _score(self, view: str, part: str, row: int, column: int) -> None:
+        examples = getattr(self.stream.experiences[column], part)
+        found = self.learner.judge(examples, self.config.trainer.eval_batch_size)
+        self._matrix(view, part).update(row, column, found.total, found.count)
+        if found.positions is not None:
+            self._matrix(view, part + POSITIONS).update(row, column, *found.positions)
 
     def _matrix(self, view: str, part: str) -> ScoreMatrix:
         parts = self.matrices.setdefault(view, {})
@@ -165,13 +176,17 @@ class Loop:
                 values[f"experience/{part}/seen"] = float(seen.mean())
                 if not self.joint:
                     values[f"experience/{part}/learned"] = float(scores[row - 1])
+                    past = matrix.compute()[1 : row + 1, :row].numpy()
+                    values[f"experience/{part}/forgetting"] = forgetting(past, self.stream.lower_is_better)
             if self.n <= MOST_CURVES:
                 width = len(str(self.n - 1))
                 values |= {f"experience/{part}/exp-{j:0{width}d}": float(s) for j, s in enumerate(scores)}
         self.directory.metrics(row, values)
-        self.display.row(row, values)
+        self.display.row(row, {**values, "train/loss": self.loss})
         if self.learner.watch:
             self._record_anytime(self.learner.step, "border", main[self.judged].compute()[row].tolist())
+        if self.after_row and row:
+            self.after_row(row)
 
     def _watch(self, moment: str) -> None:
         options = self.config.evaluate

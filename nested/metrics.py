@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-METRICS = ("acc", "forgetting", "bwt", "fwt", "learning_acc", "gain", "min_acc", "wc_acc", "seconds")  # of a summary
+METRICS = (  # of a summary; positions: acc over the single positions of sequences
+    "acc", "forgetting", "bwt", "fwt", "learning_acc", "gain", "min_acc", "wc_acc", "positions", "seconds",
+)  # fmt: skip
+POSITIONS = "/positions"  # `test/positions` is the matrix of right positions beside that of right sequences, `test`
 
 
 def signed(matrix: Array, lower_is_better: bool) -> Array:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nested.config import Trainer
 from nested.learner import Cursor, Learner, Rows
+from nested.settings import Trainer
 from nested.streams.stream import Experience
 
 

@@ -9,8 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nested.learner import Learner
 from nested.loop import Display
+from nested.metrics import POSITIONS
 
 REFRESH_SECONDS = 0.1
+EXPLAINED = "exact match is every judged position of a sequence right"
 
 
 class Bar(Display):
@@ -46,9 +48,20 @@ class Bar(Display):
 
     def row(self, row: int, values: dict[str, float | None]) -> None:
         part = "test" if "experience/test/mean" in values else "validation"
-        mean, seen = values[f"experience/{part}/mean"], values.get(f"experience/{part}/seen")
+        sequences = f"experience/{part}{POSITIONS}/mean" in values
+        said = [_means(values, part, f"{part} exact match" if sequences else f"{part} mean")]
+        if sequences:
+            said.append(_means(values, part + POSITIONS, "positions right"))
+        if row and (loss := values.get("train/loss")) is not None:
+            said.append(f"training loss {loss:.3g}")
+        if sequences and not row:
+            said.append(EXPLAINED)
         what = "before training" if row == 0 else f"after experience {row}"
-        text = f"{self.title} · {what}: {part} mean {mean:.3f}" + (
-            f", over those seen {seen:.3f}" if seen is not None else ""
-        )
+        text = f"{self.title} · {what}: {'; '.join(said)}"
         self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _means(values: dict[str, float | None], part: str, name: str) -> str:
+    """`test mean 0.512, over those seen 0.934`."""
+    seen = values.get(f"experience/{part}/seen")
+    return f"{name} {values[f'experience/{part}/mean']:.3f}" + ("" if seen is None else f", over those seen {seen:.3f}")

@@ -15,7 +15,8 @@ from nested import cost, metrics, rundir
 from nested.config import Config, flatten
 from nested.errors import Diverged
 from nested.loop import Loop
-from nested.metrics import METRICS
+from nested.metrics import METRICS, POSITIONS
+from nested.rundir import SeedDir
 from nested.score_matrix import ScoreMatrix
 
 FILES = ("matrix.json", "matrix.csv", "matrix.png", "config.yaml", "environment.json")
@@ -44,6 +45,12 @@ class Result:
         """(n,) R0, the row before training; over several seeds their mean."""
         return np.mean([np.asarray(r["initial"], dtype=np.float64) for r in self.runs], axis=0)
 
+    def average(self) -> None:
+        """Means and intervals over the seeds that are done."""
+        finished = [r for r in self.runs if r["status"] == "done"]
+        if finished:
+            self.mean, self.ci95 = metrics.over_seeds(finished, METRICS)
+
     def as_json(self) -> dict[str, Any]:
         """The object of `--json`: the summary of the one seed, or all of them with means and intervals."""
         if len(self.runs) == 1:
@@ -62,18 +69,33 @@ def summarise(
     main = next(iter(loop.matrices.values()), {})
     rows = _rows(loop, main)
     values = _values(loop, rows, alone)
-    table = cost.levels_table(loop.learner)
+    if not np.isnan(positions := _rows(loop, main, POSITIONS)).any():
+        values["positions"] = metrics.acc(positions)
     return {
         "run_id": run_id, "seed": seed, "label": config.name(), "status": status, **values,
         "initial": _plain(rows[0]), "matrix": _plain(rows[1:]), "experiences": [e.name for e in stream.experiences],
         "lower_is_better": stream.lower_is_better, "judged_on": loop.judged,
-        "levels": table, "cost": _cost(config, loop, table),
+        "levels": cost.levels_table(loop.learner), "cost": _cost(loop),
     }  # fmt: skip
 
 
-def _rows(loop: Loop, main: dict[str, ScoreMatrix]) -> NDArray[np.float64]:
+def so_far(loop: Loop) -> dict[str, Any]:
+    """What the experiences learned until now come to: metrics of their part of the matrix, and the cost.
+
+    "experience" is the index of the last one; seconds are those of training.
+    """
+    k = loop.n if loop.joint else loop.learner.cursor.experience + 1
+    rows = _rows(loop, next(iter(loop.matrices.values())))[: k + 1, :k]
+    spent = _spent(loop)
+    return {
+        **metrics.summarise(rows[1:], rows[0], loop.stream.lower_is_better, loop.joint), "experience": k - 1,
+        "flops": spent["flops"], "parameter_updates": spent["parameter_updates"], "seconds": loop.seconds["train"],
+    }  # fmt: skip
+
+
+def _rows(loop: Loop, main: dict[str, ScoreMatrix], beside: str = "") -> NDArray[np.float64]:
     """(n + 1, n): R0 and R, NaN where nothing was measured; every row of a joint fit is its one row."""
-    judged = main.get(loop.judged)
+    judged = main.get(loop.judged + beside)
     if judged is None:
         return np.full((loop.n + 1, loop.n), np.nan)
     return _expanded(loop, judged.compute()).double().cpu().numpy()
@@ -105,13 +127,8 @@ def _plain(values: NDArray[np.float64]) -> Any:
     return plain.tolist()
 
 
-def _cost(config: Config, loop: Loop, table: list[dict[str, Any]]) -> dict[str, Any]:
+def _cost(loop: Loop) -> dict[str, Any]:
     learner = loop.learner
-    batch = learner.fetch(learner.examples, torch.arange(min(config.trainer.batch_size, len(learner.examples))))
-    try:
-        per_example = cost.step_flops(learner, batch) / len(batch.y)
-    except Diverged:  # levels on the token clock say so themselves: there is no step to count
-        per_example = None
     parts = [learner.model.state_dict(), learner.optimizer.state_dict(), learner.method.state_dict()]
     return {
         "train_seconds": loop.seconds["train"],
@@ -120,18 +137,38 @@ def _cost(config: Config, loop: Loop, table: list[dict[str, Any]]) -> dict[str, 
         "steps": learner.step,
         "skipped_steps": learner.optimizer.skipped,
         "examples": learner.cursor.examples,
-        "flops_per_example": per_example,
-        "flops": None if per_example is None else round(per_example * learner.cursor.examples),
-        "parameter_updates": sum(level["parameters"] * level["updates"] for level in table if level["updates"]),
+        **_spent(loop),
         "peak_rss_bytes": cost.peak_rss_bytes(),
         "state_bytes": cost.tensor_bytes(parts),
     }
 
 
-def write_matrix(loop: Loop, alone: list[float] | None, values: dict[str, Any]) -> None:
-    """`matrix.json` as it stands, with its table and picture."""
-    from nested import report
+def _spent(loop: Loop) -> dict[str, Any]:
+    """FLOPs and parameter updates until now."""
+    learner = loop.learner
+    per_example = _flops_per_example(loop)
+    table = cost.levels_table(learner)
+    return {
+        "flops_per_example": per_example,
+        "flops": None if per_example is None else round(per_example * learner.cursor.examples),
+        "parameter_updates": sum(level["parameters"] * level["updates"] for level in table if level["updates"]),
+    }
 
+
+def _flops_per_example(loop: Loop) -> float | None:
+    """Of the experience that is learned; counted once for each shape of batch."""
+    learner = loop.learner
+    batch = learner.fetch(learner.examples, torch.arange(min(loop.plan.batch_size, len(learner.examples))))
+    if batch.x.shape not in loop.flops:
+        try:
+            loop.flops[batch.x.shape] = cost.step_flops(learner, batch) / len(batch.y)
+        except Diverged:  # levels on the token clock say so themselves: there is no step to count
+            loop.flops[batch.x.shape] = None
+    return loop.flops[batch.x.shape]
+
+
+def write_matrix(loop: Loop, alone: list[float] | None, values: dict[str, Any]) -> None:
+    """`matrix.json` as it stands."""
     stream = loop.stream
     views = {
         view: {
@@ -150,18 +187,22 @@ def write_matrix(loop: Loop, alone: list[float] | None, values: dict[str, Any]) 
             "metrics": {k: values[k] for k in METRICS if k != "seconds"},
         },
     )  # fmt: skip
-    report.write_matrix_files(loop.directory.path)
+
+
+def draw_matrix(directory: SeedDir) -> None:
+    """Table and picture of `matrix.json`, and what a tracker takes of the seed's files."""
+    from nested import report
+
+    report.write_matrix_files(directory.path)
     for name in FILES:
-        loop.directory.event("artifact", path=name)
+        directory.event("artifact", path=name)
 
 
 def finish(result: Result, config: Config) -> None:
     """Means over seeds, `result.json` and the page."""
     from nested import report
 
-    finished = [r for r in result.runs if r["status"] == "done"]
-    if finished:
-        result.mean, result.ci95 = metrics.over_seeds(finished, METRICS)
+    result.average()
     values = flatten(rundir.as_stored(config.to_dict()))
     rundir.write_json(
         result.path / "result.json",

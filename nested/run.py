@@ -19,19 +19,22 @@ from nested import result as conclusion
 from nested import rundir
 from nested.config import Config, amend, build, flatten, from_dict
 from nested.environment import difference, environment
-from nested.errors import Diverged, Interrupted, UserError
+from nested.errors import Diverged, Interrupted, Pruned, UserError
 from nested.learner import Learner
 from nested.levels import assign_tokens, check_ticks, from_config, token_levels
 from nested.loop import Display, Loop, Stopped
 from nested.metrics import METRICS
+from nested.microscope.snapshots import check_room
 from nested.optim.leveled import leveled
 from nested.plan import Plan, judged
 from nested.result import Result
 from nested.rundir import SeedDir
+from nested.settings import Evaluate
 from nested.signature import locate, takes
 from nested.streams.stream import Examples, Stream
 
 Say = Callable[[str], None]
+AfterRow = Callable[[int, int, dict[str, Any]], None]  # seed, row (1: the first experience), what it came to so far
 
 
 def silent(_: str) -> None:
@@ -64,16 +67,40 @@ def _run(config: Config, made: Path, say: Say, first: Stream | None) -> Result:
     result = Result(made.name, made)
     with rundir.locked(made), _noted(made):
         with tracking.sender(made, config.tracking) as sender:
-            for seed in config.seed_list():
-                stream, first = first, None
-                status = one_seed(config, seed, made / f"seed-{seed}", result, say, stream)
-                result.status = status if status != "done" else result.status
-                if status == "interrupted":
-                    break
+            _seeds(config, result, say, first)
             conclusion.finish(result, config)
         if sender.problem:
             result.unsent = True
             result.problems.append(sender.problem)
+    if result.status == "interrupted":
+        raise Interrupted(result.run_id, result.problems)
+    return result
+
+
+def _seeds(
+    config: Config, result: Result, say: Say, first: Stream | None = None, after_row: AfterRow | None = None
+) -> None:
+    """Every seed in the directory of `result`, until one is interrupted or pruned."""
+    for seed in config.seed_list():
+        stream, first = first, None
+        status = one_seed(config, seed, result.path / f"seed-{seed}", result, say, stream, after_row)
+        result.status = status if status != "done" else result.status
+        if status in ("interrupted", "pruned"):
+            break
+
+
+def run_trial(config: Config, path: Path, after_row: AfterRow) -> Result:
+    """Train and evaluate every seed of `config` at `path`, new or to continue, for a tuner: no page, no tracker.
+
+    `after_row` is told after each experience how the seed does so far, and may raise Pruned: `Result.status` is then
+    "pruned", and no further seed is begun. Raises UserError, and Interrupted when the user stops it.
+    """
+    check(config)
+    rundir.open_at(path, rundir.as_stored(config.to_dict()))
+    result = Result(path.name, path)
+    with _threads(config.trainer.threads), rundir.locked(path):
+        _seeds(config, result, silent, after_row=after_row)
+        result.average()
     if result.status == "interrupted":
         raise Interrupted(result.run_id, result.problems)
     return result
@@ -96,7 +123,7 @@ def check(config: Config) -> None:
             allowed=["test", "validation"],
         )
     reads = takes(locate(config.model["_target_"], "model._target_"), "token_levels")
-    for name, level in config.levels.items():
+    for name, level in config.level_configs().items():
         if level.chunk_tokens is not None and not reads:
             text = f"{config.model['_target_']} has no level on the token clock; give period_steps"
             raise UserError(text, key=f"levels.{name}.chunk_tokens", seen=level.chunk_tokens)
@@ -106,6 +133,7 @@ def rehearse(config: Config) -> Stream:
     """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
     learner = prepare(config, config.seed_list()[0])
     check_ticks(learner.optimizer.levels, Plan(learner, config.trainer).total_steps, config.trainer.allow_idle)
+    check_room(config, learner)
     for examples in _of_each_shape(learner.stream):
         _rehearse(learner, examples)
     return learner.stream
@@ -140,11 +168,11 @@ def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
     device = torch.device("cuda" if t.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    built: Stream = stream or build(config.stream, "stream", seed=seed, root=config.data.root)
+    built: Stream = stream or _prefix(build(config.stream, "stream", seed=seed, root=config.data.root), config.prefix)
     torch.manual_seed(seed)  # after the stream: equal initial weights whatever it drew
     _check_reads_tokens(config, built)
     known = ("sample_shape", "n_outputs", "vocabulary", "per_position")  # what a model may ask of the stream, by name
-    levels = from_config(config.levels)
+    levels = from_config(config.level_configs())
     reading = tuple(token_levels(levels))
     given = {name: getattr(built, name) for name in known}
     model = build(config.model, "model", token_levels=reading, **given)
@@ -154,6 +182,14 @@ def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
     method = build(config.method, "method", seed=seed)
     optimizer = leveled(levels, model, config.optim, t.clip_norm, t.at_border, config.schedule)
     return Learner(model, built, optimizer, method, config.head.mask, t.precision, device, reading)
+
+
+def _prefix(stream: Stream, experiences: int | None) -> Stream:
+    """The stream's first experiences, its outputs unchanged. Raises UserError for more than it has."""
+    n = len(stream.experiences)
+    if experiences is not None and experiences > n:
+        raise UserError(f"{stream.name} has {n} experiences", key="prefix", seen=experiences, allowed=n)
+    return replace(stream, experiences=stream.experiences[:experiences])
 
 
 def _check_reads_tokens(config: Config, stream: Stream) -> None:
@@ -168,27 +204,41 @@ def _check_reads_tokens(config: Config, stream: Stream) -> None:
     raise UserError(text + (", ".join(able) or "none yet"), key="model._target_", seen=target, allowed=able)
 
 
-def one_seed(config: Config, seed: int, path: Path, result: Result, say: Say, stream: Stream | None = None) -> str:
+def one_seed(
+    config: Config,
+    seed: int,
+    path: Path,
+    result: Result,
+    say: Say,
+    stream: Stream | None = None,
+    after_row: AfterRow | None = None,
+) -> str:
     """Train one seed from where its directory stands; its summary joins the result. Returns its status."""
     if (path / "summary.json").exists():
         summary = rundir.read_json(path / "summary.json")
-        if summary["status"] == "done":
+        if summary["status"] in ("done", "pruned"):
             result.runs.append(summary)
-            return "done"
+            return summary["status"]
     learner = prepare(config, seed, stream)
     directory = SeedDir.open(path, rundir.as_stored(replace(config, seed=seed, seeds=None).to_dict()))
     loop = Loop(learner, config, directory, seed)
+    if after_row:
+        loop.after_row = lambda row: after_row(seed, row, conclusion.so_far(loop))
     for sentence in [*_environment(directory), *loop.restore()]:
         say(sentence)
     _same_data(directory, learner.stream)
     _describe(directory, config, result.run_id, seed, learner.stream)
     first = learner.step
     status, problem = _trained(loop, config, seed)
+    if loop.snapshots:
+        say(f"seed {seed}: {loop.snapshots.said()}")
     alone = None
     if status == "done" and config.evaluate.gain:
         status, alone, problem = _alone(config, seed, path, learner.stream, say)
     summary = conclusion.summarise(config, seed, loop, result.run_id, status, alone)
     conclusion.write_matrix(loop, alone, summary)
+    if after_row is None:
+        conclusion.draw_matrix(directory)  # a trial's is drawn by whoever wants to see it
     if problem:
         summary["problem"] = problem
         result.problems.append(f"seed {seed}: {problem}")
@@ -206,6 +256,8 @@ def _trained(loop: Loop, config: Config, seed: int) -> tuple[str, str | None]:
             loop.run()
     except (Stopped, KeyboardInterrupt):
         return "interrupted", None
+    except Pruned:
+        return "pruned", None
     except Diverged as error:
         return "diverged", str(error)
     return "done", None
@@ -221,9 +273,7 @@ def _alone(config: Config, seed: int, path: Path, stream: Stream, say: Say) -> A
     """
     quiet = replace(
         config,
-        evaluate=replace(
-            config.evaluate, gain=False, anytime_steps=None, anytime_ticks=False, parts=[judged(config.evaluate.parts)]
-        ),
+        evaluate=replace(Evaluate(), parts=[judged(config.evaluate.parts)]),
         trainer=replace(config.trainer, progress=False, allow_idle=True),
     )
     scores = []
@@ -308,7 +358,8 @@ def _describe(directory: SeedDir, config: Config, run_id: str, seed: int, stream
     directory.event("params", values=flatten(rundir.as_stored(replace(config, seed=seed, seeds=None).to_dict())))
     info = rundir.read_json(directory.path / "environment.json")
     git = {k: str(v) for k, v in info["git"].items() if v is not None}
-    directory.event("tags", values={**git, **config.choices, "nested": info["packages"]["nested"]})
+    about = {**config.choices, "scenario": stream.scenario, "nested": info["packages"]["nested"]}
+    directory.event("tags", values={**git, **about})
     for e in stream.experiences:
         directory.event(
             "dataset", experience=e.index, name=f"{stream.name} {e.name}", digest=stream.digest,

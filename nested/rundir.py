@@ -88,6 +88,15 @@ def create(runs: str | Path, name: str, config: Mapping[str, Any]) -> Path:
     return path
 
 
+def open_at(path: Path, config: Mapping[str, Any]) -> None:
+    """Make a run directory at `path`, unless there is one. Raises UserError."""
+    with said(path):
+        path.mkdir(parents=True, exist_ok=True)
+    if not (path / "FORMAT").exists():
+        _found(path, config)
+    check_format(path)
+
+
 def _found(path: Path, config: Mapping[str, Any]) -> None:
     from omegaconf import OmegaConf
 
@@ -194,9 +203,7 @@ class SeedDir:
         """The directory at `path`, made if it is not there."""
         with said(path):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        if not (path / "FORMAT").exists():
-            _found(path, config)
-        check_format(path)
+        open_at(path, config)
         return cls(path)
 
     def event(self, kind: str, **values: Any) -> None:

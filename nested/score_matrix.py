@@ -10,7 +10,7 @@ from torchmetrics import Metric
 class ScoreMatrix(Metric):
     """Sums and counts of scores, one cell for each (row, experience); summed over processes.
 
-    Rows are 0 (before training) to n. For accuracy the sum is the number of correct answers, so R is exact.
+    Rows are 0 (before training) to n. For accuracy the sum is a number of correct answers or positions, so R is exact.
     """
 
     full_state_update = False
@@ -24,7 +24,7 @@ class ScoreMatrix(Metric):
         self.add_state("counts", torch.zeros(rows, columns, dtype=torch.int64), dist_reduce_fx="sum", persistent=True)
 
     def update(self, row: int, column: int, total: float, count: int) -> None:
-        """Add `total` (correct answers, or summed loss) over `count` examples to a cell."""
+        """Add `total` (correct answers or positions, or summed loss) of `count` to a cell."""
         self.sums[row, column] += total
         self.counts[row, column] += count
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import IO
 
 from nested import tracking_outbox as outbox
-from nested.config import Tracking
 from nested.errors import UserError, nearest
+from nested.settings import Tracking
 from nested.tracking_outbox import TrackerError
 
 __all__ = ["Sender", "Sent", "TrackerError", "check", "pending", "probe", "sender", "store_uri", "sync", "ui_command"]
@@ -59,6 +59,7 @@ class Target:
     artifacts: str | None  # root of the artifacts of a new experiment; None = the server's own
     timeout: float  # seconds
     follow: bool  # until told to finish; otherwise one attempt
+    system: bool = False  # sample processor and memory meanwhile
 
     @property
     def store(self) -> str:
@@ -86,7 +87,8 @@ def target(run_dir: Path, settings: Tracking, follow: bool = False) -> Target:
     file = database_file(uri)
     root = file.parent if file else run_dir.parent
     artifacts = None if uri.startswith("http") else (root.resolve() / "mlflow-artifacts").as_uri()
-    return Target(str(run_dir.resolve()), uri, settings.experiment, artifacts, settings.timeout_seconds, follow)
+    system = follow and settings.system_metrics
+    return Target(str(run_dir.resolve()), uri, settings.experiment, artifacts, settings.timeout_seconds, follow, system)
 
 
 def database_file(uri: str) -> Path | None:

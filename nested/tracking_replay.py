@@ -201,12 +201,19 @@ class Replay:
     def _identity(self, directory: Path) -> str:
         return self.root.name if directory == self.root else f"{self.root.name}/{directory.name}"
 
+    def _kind(self, directory: Path) -> str:
+        """run and seed, study and trial: the list of runs is filtered and grouped by it."""
+        if directory != self.root:
+            return directory.name.partition("-")[0]
+        return "study" if (directory / "study.json").is_file() else "run"
+
     def _new_run(self, directory: Path, identity: str) -> Any:
-        first = outbox.first_event(directory)
-        firsts = [first] if first else [e for d in outbox.seeds(self.root) if (e := outbox.first_event(d))]
+        begun = [directory, *(outbox.seeds(self.root) if directory == self.root else [])]
+        firsts = [event for d in begun if (event := outbox.first_event(d))]
         start = min((e["t"] for e in firsts), default=None)
         label = next((str(e["label"]) for e in firsts if e.get("label")), self.root.name)
-        given = {"nested.id": identity, "nested.run": self.root.name}
+        given = {"nested.id": identity, "nested.run": self.root.name, "nested.kind": self._kind(directory)}
+        given |= {"mlflow.source.name": "nested", "mlflow.source.type": "LOCAL"}
         if directory != self.root:
             label = f"{label} {directory.name}"
             given["mlflow.parentRunId"] = self.ids[self.root]
@@ -232,7 +239,8 @@ class Replay:
         if directory != self.root:
             self._words(self.root, {}, {k: v for k, v in batch.tags.items() if k != "nested.status"})
         for datasets in pieces(batch.datasets, DATASETS_A_CALL):
-            self.client.log_inputs(self.ids[directory], datasets)
+            for told in {directory, self.root}:  # the run's, too: by its inputs it is found and grouped in a list
+                self.client.log_inputs(self.ids[told], datasets)
             self.sent.datasets += len(datasets)
             self.beat()
         self._metrics(directory, batch.metrics)

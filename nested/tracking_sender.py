@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from nested import tracking_outbox as outbox
 from nested.tracking import Sent, Target
+from nested.tracking_system import watch
 
 if TYPE_CHECKING:
     from nested.tracking_replay import Replay
@@ -95,9 +97,12 @@ def attempt(target: Target, sent: Sent, leash: Leash) -> str | None:
 def follow(target: Target, sent: Sent, leash: Leash) -> str | None:
     """Send what is new until told to finish, patiently. Returns why something was not sent."""
     replay: Replay | None = None
+    sampling = watch(Path(target.run_dir), os.getppid(), leash.over) if target.system else None
     pause = POLL
     while True:
         last, error = leash.over.is_set(), None
+        if last and sampling:
+            sampling.join()  # nothing is recorded after the last look
         try:
             replay = replay or connect(target, sent, leash)
             replay.send()

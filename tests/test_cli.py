@@ -25,8 +25,8 @@ from rich.console import Console
 
 from nested import rundir
 from nested.catalog import listing
-from nested.config import Groups, Tracking
 from nested.progress import Bar
+from nested.settings import Groups, Tracking
 from nested.tracking import Sent
 
 CONTRACT = {
@@ -411,6 +411,22 @@ def test_list_runs(home: Home) -> None:
     assert re.search(rf"{home.one['run_id']} +done, mlp replay single, 1 seed", said.out)
     found = done("list", "runs", "--runs", home.runs, "--json").object["choices"]
     assert [c["name"] for c in found] == [home.one["run_id"], home.several["run_id"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        (("list", "runs", "runs=mine"), "nested list it is written --runs mine"),
+        (("compare", "one", "two", "runs=mine"), "nested compare it is written --runs mine"),
+        (("resume", "2026", "runs=mine"), "nested resume it is written --runs mine"),
+        (("run", "--runs", "mine"), "nested run it is written runs=mine"),
+        (("run", "--runs=mine", "model=mlp"), "nested run it is written runs=mine"),
+    ],
+)
+def test_the_directory_of_runs_is_a_key_of_run_and_an_option_elsewhere(given: tuple[str, ...], written: str) -> None:
+    said = nested(*given)
+    assert said.code == 2
+    assert said.err.endswith(f"{written}\n")
 
 
 @pytest.mark.parametrize("group", [g for g in Groups if g != "recipe"])

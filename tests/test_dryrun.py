@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from nested.config import Config, compose
-from nested.dryrun import DryRun, dry_run, layers, timeline, updates
+from nested.dryrun import DryRun, dry_run, layers, timeline, token_timelines, updates
 from nested.dryrun_view import duration, si
 from nested.errors import Diverged, UserError
 from nested.learner import Learner
@@ -50,7 +51,7 @@ def test_layers_and_levels_account_for_every_parameter(found: DryRun):
     assert sum(row["parameters"] for row in found.layers) == total
     assert sum(row["parameters"] for row in found.levels) == total
     assert sum(row["share"] for row in found.levels) == pytest.approx(1)
-    assert found.layers[-1] == {"name": "head", "kind": "Linear", "shape": [32, 10], "parameters": 490}
+    assert found.layers[-1] == {"name": "head", "kind": "Linear", "shape": [32, 10], "calls": 1, "parameters": 490}
     slow = found.levels[2]
     assert (slow["name"], slow["period"], slow["globs"]) == ("slow", 7, ["*.continuum.2.*"])
     assert all(".continuum.2." in name for name in slow["names"])
@@ -69,13 +70,13 @@ def test_it_foretells_what_the_run_does(tmp_path: Path, border: str, method: str
     asked = config(tmp_path, *LEVELS, *short, "evaluate.anytime_steps=10", "evaluate.anytime_ticks=true")
     told = dry_run(asked)
     evaluated = []
-    real = Learner.evaluate
+    real = Learner.judge
 
     def counted(self, examples, batch_size):
         evaluated.append(len(examples))
         return real(self, examples, batch_size)
 
-    monkeypatch.setattr(Learner, "evaluate", counted)
+    monkeypatch.setattr(Learner, "judge", counted)
     summary = run(asked).runs[0]
     assert [row["updates"] for row in told.levels] == [row["updates"] for row in summary["levels"]]
     assert told.steps == summary["cost"]["steps"]
@@ -111,9 +112,44 @@ def test_levels_on_the_token_clock_are_told_apart(tmp_path: Path):
     assert [row["clock"] for row in told.levels] == ["stream", "stream", "token"]
     assert (reading["name"], reading["period"], reading["eta"], reading["updates"]) == ("reading", 3, 0.05, None)
     assert all(".continuum.0." in name for name in reading["names"])
-    assert told.token_timeline == {"reading": "··█··█"}
+    assert told.token_timeline == {"reading": "··█··█··█··█··█·"}  # 16 patches, the last without a label
     assert "reading" not in told.timeline
-    assert "reading  ··█··█" in text(told)
+    assert "all 16 tokens of a sequence" in text(told)
+    assert "reading  ··█··█··█··█··█·\n" in text(told)
+
+
+def test_a_model_that_reads_in_chunks_shows_the_shapes_of_one_and_its_fast_weights(tmp_path: Path):
+    told = dry_run(
+        config(tmp_path, "stream=recall", "stream.n_train=320", "model=hope", "model.depth=1", "levels=tokens")
+    )
+    shapes = {row["name"]: (row["shape"], row["calls"]) for row in told.layers}
+    calls = 7  # five chunks, the open one, and that again with its last token
+    assert shapes["blocks.0.continuum.0.up"] == ([32, 4, 31], calls)
+    assert shapes["blocks.0.memory"] == ([32, 4, 48], calls)
+    assert shapes["head"] == ([32, 23, 40], 1)
+    assert told.token_timeline == {"reading": "···█" * 5 + "···"}
+    weights = {row["name"]: row["shape"] for row in told.fast_weights}
+    assert len(weights) == 6
+    assert weights["blocks.0.continuum.0.up.weight"] == [32, 31, 48]
+    assert re.search(r"reading +blocks\.\*\.continuum\.0\.up\.weight +32 x 31 x 48 +1", text(told))
+
+
+def test_resets_are_drawn_in_place_of_updates():
+    quick = Level("quick", ("a",), 2, "token", eta=0.1, reset=True)
+    slow = Level("slow", ("b",), 4, "token", eta=0.1)
+    assert token_timelines([quick, slow], 9) == {"quick": "·█·↺·█·↺·", "slow": "···█···█·"}
+    assert token_timelines([quick, slow], 8) == {"quick": "·█·↺·█··", "slow": "···█····"}  # no label for the eighth
+    assert token_timelines([slow], 1000) == {"slow": "···█" * 16}
+    assert token_timelines([slow], None) == {"slow": "···█···█·"}
+    assert token_timelines([], 9) == {}
+
+
+def test_long_sequences_say_how_much_of_them_is_drawn(found: DryRun):
+    level = {**found.levels[0], "clock": "token", "name": "reading", "eta": 0.1}
+    told = replace(found, levels=[*found.levels, level], tokens=1000, token_timeline={"reading": "···█" * 16})
+    assert "the first 64 tokens of the 1000 of a sequence" in text(told)
+    assert "initial state" not in text(told)
+    assert "↺: back to the initial state" in text(replace(told, token_timeline={"reading": "·↺"}))
 
 
 def test_it_can_be_shown_and_sent(found: DryRun):
@@ -175,9 +211,9 @@ def test_parameters_of_parts_that_are_not_called_count_for_the_one_around():
     model = Odd().train()
     rows = layers(model, torch.zeros(6, 4))
     assert rows == [
-        {"name": "", "kind": "Odd", "shape": [6, 2], "parameters": 5 + 6 + 8},
-        {"name": "called.0", "kind": "Linear", "shape": [6, 3], "parameters": 15},
-        {"name": "called.1", "kind": "ReLU", "shape": [6, 3], "parameters": 0},
+        {"name": "", "kind": "Odd", "shape": [6, 2], "calls": 1, "parameters": 5 + 6 + 8},
+        {"name": "called.0", "kind": "Linear", "shape": [6, 3], "calls": 1, "parameters": 15},
+        {"name": "called.1", "kind": "ReLU", "shape": [6, 3], "calls": 1, "parameters": 0},
     ]
     assert model.training
     assert not any(m._forward_hooks for m in model.modules())

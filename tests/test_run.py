@@ -12,7 +12,7 @@ from small_run import small_learner
 from nested import rundir
 from nested.config import compose
 from nested.errors import Diverged, NestedError, UserError
-from nested.learner import Learner
+from nested.learner import Judged, Learner
 from nested.levels import Level
 from nested.models.mlp import MLP
 from nested.plan import order
@@ -253,13 +253,13 @@ def test_flops_count_what_a_method_adds(go: Go) -> None:
 
 
 def test_what_is_judged_on_validation_data_never_sees_the_test_part(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner, seen = Learner.evaluate, []
+    inner, seen = Learner.judge, []
 
-    def evaluate(self: Learner, examples: Examples, size: int) -> tuple[float, int]:
+    def judge(self: Learner, examples: Examples, size: int) -> Judged:
         seen.append(examples)
         return inner(self, examples, size)
 
-    monkeypatch.setattr(Learner, "evaluate", evaluate)
+    monkeypatch.setattr(Learner, "judge", judge)
     result = go("evaluate.parts=[validation]", "evaluate.anytime_steps=20", "evaluate.gain=true", "trainer.epochs=1")
     held = {e["n_validation"] for e in rundir.read_events(result.path / "seed-0" / "events.jsonl") if "n_test" in e}
     assert {len(examples) for examples in seen} == held

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from nested.errors import Interrupted, UserError
 from nested.learner import Learner
 from nested.loop import Loop
 from nested.metrics import acc
+from nested.report import load
 from nested.run import prepare, resume, run
-from nested.rundir import all_runs
+from nested.rundir import all_runs, read_events, read_json
 from nested.sequences.exact_match import IGNORED
 from nested.streams.arrange import by_task
 from nested.streams.stream import Source
@@ -101,9 +103,12 @@ def test_a_sequence_is_one_answer_right_only_where_all_of_it_is(tmp_path):
     made.model = Table([0, 1, 2])
     (experience,) = made.stream.experiences
     assert made.evaluate(experience.train, 10) == (1, 2)
+    assert made.judge(experience.train, 1) == (1, 2, (5, 6))
+    assert made.judge(experience.test, 1).positions == (2, 2)  # of three
     assert made.evaluate(experience.validation, 10) == (1, 1)
     assert made.evaluate(experience.test, 1) == (1, 1)
     made.model = Table([0, 0, 2])
+    assert made.judge(experience.train, 10) == made.judge(experience.train, 1) == (0, 2, (3, 6))
     assert made.evaluate(experience.train, 1) == (0, 2)
     assert made.evaluate(experience.validation, 10) == (1, 1)
 
@@ -136,7 +141,7 @@ def test_labels_of_whole_sequences_are_judged_as_ever(tmp_path):
     made.model = TokenGRU(3, 2, stream.per_position)
     assert not stream.per_position
     assert made.fetch(stream.train, torch.arange(2)).x.dtype is torch.int64
-    assert made.evaluate(stream.experiences[0].train, 5)[1] == 2
+    assert made.judge(stream.experiences[0].train, 5)[1:] == (2, None)
     assert made.loss(made.fetch(stream.train, torch.arange(2))).shape == ()
 
 
@@ -150,7 +155,25 @@ def test_a_run_ends_with_a_matrix_of_whole_sequences_and_a_page(tmp_path, stream
     assert result.matrix.shape == (2, 2)
     assert acc(result.matrix) == result.runs[0]["acc"]
     assert (result.matrix * 16 == (result.matrix * 16).round()).all()  # of 16 test sequences
-    assert list(result.path.rglob("*.html"))
+    assert "exact match" in (result.path / "report.html").read_text()
+
+
+def test_right_positions_are_recorded_beside_whole_sequences_and_told_as_metrics(tmp_path):
+    result = run(config(tmp_path, "recall"))
+    seed = result.path / "seed-0"
+    stored = read_json(seed / "matrix.json")["views"]["model"]
+    assert set(stored) == {"test", "test/positions", "validation", "validation/positions"}
+    fine = stored["test/positions"]
+    assert fine["count"] == [[32, 32]] * 3  # 16 sequences of 2 questions
+    right = np.array(fine["sum"]) / 32
+    assert right.max() > 0
+    assert result.runs[0]["positions"] == result.mean["positions"] == right[-1].mean()
+    rows = [e for e in read_events(seed / "events.jsonl") if e["event"] == "row" and e["part"] == "test/positions"]
+    assert [e["sum"] for e in rows] == fine["sum"]
+    told = [e for e in read_events(seed / "events.jsonl") if e["event"] == "metrics"]
+    means = [e["values"]["experience/test/positions/mean"] for e in told if "experience/test/mean" in e["values"]]
+    assert means == right.mean(1).tolist()
+    assert np.array_equal(load(result.path).positions[0], right)
 
 
 def test_a_language_is_learned_to_the_last_position_and_forgotten(tmp_path):
@@ -207,6 +230,8 @@ def test_a_stopped_run_on_tokens_continues_to_the_same_end(tmp_path, monkeypatch
     continued = resume(left, config_dir=config_dir(tmp_path / "again"))
     assert (continued.matrix == whole.matrix).all()
     assert continued.runs[0]["acc"] == whole.runs[0]["acc"]
+    after, uncut = (read_json(r.path / "seed-0" / "matrix.json")["views"] for r in (continued, whole))
+    assert after == uncut
 
 
 def test_dry_run_counts_sequences_and_shows_the_shapes(tmp_path):

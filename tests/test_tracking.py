@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -21,9 +22,11 @@ from typing import Any
 import pytest
 
 from nested import tracking
-from nested.config import Tracking
+from nested import tracking_outbox as outbox
 from nested.errors import UserError
+from nested.settings import Tracking
 from nested.tracking import TrackerError
+from nested.tracking_system import Watched
 
 T0 = 1_700_000_000_000  # unix ms of the first event
 READER = """
@@ -216,7 +219,8 @@ def test_seed_is_told_as_recorded(told, settings, read) -> None:
 
 def test_run_is_told_from_its_result(told, settings, read) -> None:
     run_dir, _ = told
-    run = read(settings, run_dir)["run-told"]
+    found = read(settings, run_dir)
+    run = found["run-told"]
     assert (run["name"], run["status"], run["start"], run["end"]) == ("mlp naive", "FINISHED", T0, T0 + 5001)
     assert run["params"] == {"optim.lr": "0.1", "trainer.epochs": "2"}
     assert run["metrics"] == {"mean/acc": [[T0 + 5001, 0, 0.5]], "ci95/acc": [[T0 + 5001, 0, 0.01]]}
@@ -224,6 +228,10 @@ def test_run_is_told_from_its_result(told, settings, read) -> None:
     expected = {"commit": "c0ffee", "scenario": "class", "seeds": "[0, 1]", "nested.status": "done"}
     assert expected.items() <= run["tags"].items()
     assert "mlflow.parentRunId" not in run["tags"]
+    names = {(d[0], d[1]) for d in run["datasets"]}  # those of every seed
+    assert names == {(f"split_digits exp-0{i}", f"d{seed}") for i in range(2) for seed in range(2)}
+    assert (run["tags"]["nested.kind"], found["run-told/seed-1"]["tags"]["nested.kind"]) == ("run", "seed")
+    assert {"stream", "nested.status"} <= run["tags"].keys() & found["run-told/seed-1"]["tags"].keys()
 
 
 def test_artifacts_lie_beside_the_store(told, settings, read) -> None:
@@ -394,6 +402,48 @@ def test_sender_follows_a_run_and_sends_the_rest(tmp_path, settings, read) -> No
     assert sender.sent.runs == 2
 
 
+def test_system_metrics_belong_to_the_run_and_wait_as_everything_does(tmp_path, settings, read) -> None:
+    run_dir, told = tmp_path / "run-watched", ("cpu_utilization_percentage", "system_memory_usage_megabytes")
+    run_dir.mkdir()
+    with tracking.sender(run_dir, dataclasses.replace(settings, system_metrics=True)):
+        assert not outbox.directories(run_dir)  # nothing to watch before something has begun
+        seed = begin(run_dir, 0)
+        wait_for(lambda: (run_dir / "events.jsonl").is_file())
+        end(seed)
+        result(run_dir)
+    assert tracking.pending(run_dir, settings) == 0
+    found = read(settings, run_dir)
+    run, metrics = found["run-watched"], found["run-watched"]["metrics"]
+    assert (run["name"], run["status"], run["end"]) == ("mlp naive", "FINISHED", T0 + 5000)
+    assert {f"system/{name}" for name in told} < metrics.keys()
+    assert metrics["system/run_memory_megabytes"][0][2] > 10
+    assert not any(name.startswith("system/") for name in found["run-watched/seed-0"]["metrics"])
+    forget(run_dir)
+    tracking.sync(run_dir, settings)
+    assert read(settings, run_dir) == found
+
+
+def test_system_metrics_are_an_option(tmp_path, settings) -> None:
+    assert not tracking.target(tmp_path, settings, follow=True).system
+    on = dataclasses.replace(settings, system_metrics=True)
+    assert tracking.target(tmp_path, on, follow=True).system
+    assert not tracking.target(tmp_path, on).system  # `sync` comes when the run is over
+
+
+def test_a_process_is_watched_with_those_it_started_and_without_the_watcher() -> None:
+    code = "x = bytearray(50_000_000); print(flush=True); input()"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert Watched(process.pid).sample()[1] > 50_000_000
+        alone = Watched(os.getpid())
+        assert process.pid in {p.pid for p in alone._processes()}
+        assert os.getpid() not in {p.pid for p in alone._processes()}
+        process.communicate(b"\n")
+    assert Watched(process.pid).sample() == (0.0, 0)  # it is over
+
+
 def test_run_that_raises_is_marked_failed(tmp_path, settings, read) -> None:
     run_dir = tmp_path / "run-raises"
     begin(run_dir, 0)
@@ -406,7 +456,8 @@ def test_killed_command_is_still_told(tmp_path, settings, read) -> None:
     run_dir = tmp_path / "run-killed"
     begin(run_dir, 0)
     code = (
-        "import sys, time; from pathlib import Path; from nested import tracking; from nested.config import Tracking\n"
+        "import sys, time; from pathlib import Path\n"
+        "from nested import tracking; from nested.settings import Tracking\n"
         "with tracking.sender(Path(sys.argv[1]), Tracking(uri=sys.argv[2], experiment='tests')):\n"
         "    print('started', flush=True); time.sleep(60)"
     )
@@ -548,7 +599,6 @@ def test_store_locked_by_somebody_else(tmp_path, settings, read) -> None:
         ("sqlite:///:memory:", "no file another process"),
         ("sqlite:////proc/nowhere/mlflow.db", "cannot write"),
         ("sqlite:////tmp", "cannot write /tmp"),
-        ("postgresql://host/db", "psycopg2"),
     ],
 )
 def test_wrong_address_is_refused_before_the_run(uri: str, message: str, tmp_path) -> None:
@@ -556,6 +606,12 @@ def test_wrong_address_is_refused_before_the_run(uri: str, message: str, tmp_pat
         tracking.check(Tracking(uri=uri), tmp_path)
     assert message in str(caught.value)
     assert caught.value.key == "tracking.uri"
+
+
+def test_store_whose_driver_is_not_installed_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(tracking.DRIVERS, "postgresql", "no_such_driver")
+    with pytest.raises(UserError, match="no_such_driver"):
+        tracking.check(Tracking(uri="postgresql://host/db"), tmp_path)
 
 
 def test_other_file_is_no_store(tmp_path) -> None:

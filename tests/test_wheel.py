@@ -138,6 +138,13 @@ def test_their_model_stream_method_and_optimizer_make_a_run(installed: Installed
     assert "rabbit" in (run / "report.html").read_text()
     again = installed.call("-m", "nested", "resume", run.name, "--json", cwd=tmp_path)
     assert again.object["acc"] == found["acc"]
+    written = installed.call("-m", "nested", "export", run.name, "--to", "mine", "--json", cwd=tmp_path)
+    components = json.loads((tmp_path / "mine" / "export.json").read_text())["components"]
+    assert components["model"].startswith("wonderland")  # where it came from, and which version
+    judged = installed.call("-m", "nested", "eval", written.object["export"], "--json").object
+    assert judged["repeats"] is True
+    wider = ["stream=tea_party", "stream.cups=90", "--config-dir", installed.conf]
+    assert installed.call("-m", "nested", "eval", "mine", *wider, "--json", cwd=tmp_path).object["repeats"] is None
 
 
 def test_their_recipe_chooses_all_of_it(installed: Installed, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,37 @@ if TYPE_CHECKING:
 
 CHUNK = 256  # examples read at once in the pass after an experience; what is written does not depend on it
 FOR_NUMBERS = ("delta", "least_squares")  # rules that converge to the targets themselves
+
+
+class MemoryHead(nn.Module):
+    """A layer in whose place a memory answers: features (B, D - 1) -> (B, C), in the precision of the layer."""
+
+    weight: Tensor  # (C, D)
+    bias: Tensor  # (C,)
+    mean: Tensor | None  # (D,)
+    matrix: Tensor | None  # (D, D)
+
+    def __init__(self, layer: nn.Linear, whiten: bool):
+        super().__init__()
+        self.layer = layer
+        width, n_outputs = layer.in_features + 1, layer.out_features
+        shapes = {"weight": (n_outputs, width), "bias": (n_outputs,), "mean": (width,), "matrix": (width, width)}
+        for name, shape in shapes.items():
+            held = whiten or name in ("weight", "bias")
+            self.register_buffer(name, layer.weight.new_zeros(shape, dtype=torch.float64) if held else None)
+
+    def hold(self, weight: Tensor, bias: Tensor, whitening: heads.Whitening | None) -> None:
+        """Answer with these from now on; keys are not whitened before there is a whitening."""
+        self.weight, self.bias = weight, bias
+        self.mean, self.matrix = whitening or (None, None)
+
+    def read(self, features: Tensor) -> Tensor:
+        """(B, D - 1) -> (B, C), float64."""
+        whitening = None if self.mean is None or self.matrix is None else heads.Whitening(self.mean, self.matrix)
+        return F.linear(heads.keys(features, whitening), self.weight, self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.read(features).to(self.layer(features).dtype)
 
 
 class AssociativeHead(Method):
@@ -167,16 +198,23 @@ class AssociativeHead(Method):
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Within it the memory answers in the head's place; the head itself is not touched."""
-        weight, bias = heads.linear(self.rule, self.memory, self.ridge)
-
-        def read(_: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
-            return F.linear(heads.keys(args[0], self.whitening), weight, bias).to(out.dtype)
-
-        handle = self._head.register_forward_hook(read)
+        answer = self.exported_head(self._head)
+        handle = self._head.register_forward_hook(lambda _, args, out: answer.read(args[0]).to(out.dtype))
         try:
             yield
         finally:
             handle.remove()
+
+    def exported_head(self, layer: nn.Linear) -> MemoryHead:
+        """The memory as it stands, in the place of `layer`; without values where nothing is attached."""
+        head = MemoryHead(layer, self.whiten)
+        if self.memory:
+            head.hold(*heads.linear(self.rule, self.memory, self.ridge), self.whitening)
+        return head
+
+    def exported(self, model: nn.Module) -> nn.Module:
+        model.head = self.exported_head(cast(nn.Linear, model.head))
+        return model
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

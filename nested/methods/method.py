@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from nested.learner import Learner
@@ -51,6 +51,14 @@ class Method:
     def views(self) -> dict[str, AbstractContextManager[Any]]:
         """Sets of weights to be judged: within each context the model holds that set; the first is the main one."""
         return {"model": nullcontext()}
+
+    def exported(self, model: nn.Module) -> nn.Module:
+        """The model that the main view judges, for use without the method; `model` holds that view's weights.
+
+        To be written where the main view is more than other weights. A method that has never been attached gives the
+        same modules without their values, which are then loaded.
+        """
+        return model
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: only tensors, numbers, strings, lists and dictionaries of them."""

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nested.config import Schedule
 from nested.errors import Diverged, UserError
 from nested.levels import Level, assign, due, ticks
 from nested.optim.schedule import rate_factor
+from nested.settings import Schedule
 from nested.signature import build
 
 PATIENCE = 10  # non-finite gradients in a row that end the run

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from nested.config import Bound
 from nested.errors import UserError
-from nested.levels import Level, due
 from nested.optim.matrix_rule import MatrixRule
 from nested.optim.newton_schulz import orthogonalised
 from nested.optim.rule import zeros
@@ -134,7 +133,7 @@ def _learn_slowly(g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> No
     """Lines 3 and 4 of Algorithm 1, every f steps."""
     state["gathered"].add_(g)
     period = group["frequency"]
-    if not due(Level("slow", "rest", period), state["step"]):
+    if state["step"] % period:
         return
     gathered = state["gathered"] if group["form"] == "literal" else state["gathered"] / period
     remember(state["slow"], gathered, group["beta3"], group["form"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from nested.config import Schedule
+from nested.settings import Schedule
 
 
 def rate_factor(schedule: Schedule, tick: int, ticks: int) -> float:

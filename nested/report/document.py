@@ -39,7 +39,7 @@ def page(runs: Sequence[Run], out: Path | str) -> Path:
 
 
 def _section(group: Group, folder: Path, k: int, among: int) -> dict[str, Any]:
-    from nested.report import panels
+    from nested.report import microscope, panels
 
     key = "" if among == 1 else f"stream-{k + 1}-"
     return {
@@ -53,6 +53,7 @@ def _section(group: Group, folder: Path, k: int, among: int) -> dict[str, Any]:
         "by_seed": tables.by_seed(group),
         "by_view": tables.by_view(group),
         "levels": tables.levels(group),
+        "microscope": microscope.sections(group, folder, key),
         "costs": tables.costs(group),
         "datasets": tables.datasets(group),
     }
@@ -97,6 +98,7 @@ def _render(sections: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
         started=_started(runs),
         version=nested.__version__,
         lower={s["group"].lower for s in sections},
+        sequences=any(run.positions is not None for run in runs),
     )
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nested.report.records import Run
-from nested.report.wording import count, listed, steps
+from nested.report.wording import NONE, count, listed, steps
+
+TOLD = 3  # differences in a label; more are in the table of configs alone
+UNTOLD = ("label", "runs", "seed", "data.", "tracking", "checkpoint.", "trainer.progress")  # of no influence, or known
 
 
 class Member(NamedTuple):
-    """A run with its colour, the same for equal labels in every group; equal labels in one group show the run's id."""
+    """A run with its colour, the same for equal labels in every group; equal labels in one group tell what differs."""
 
     run: Run
     slot: int
@@ -75,13 +78,29 @@ def _distinction(group: Group) -> str:
 
 def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
     seen: Counter[str] = Counter()
-    repeated = {label for label, k in Counter(r.label for r in runs).items() if k > 1}
+    labels = _labels(runs)
+    repeated = {label for label, k in Counter(labels).items() if k > 1}
     members = []
-    for run in runs:
-        slot = colours.setdefault((run.label, seen[run.label]), len(colours))
-        seen[run.label] += 1
-        members.append(Member(run, slot, f"{run.label} [{run.run_id}]" if run.label in repeated else run.label))
+    for run, label in zip(runs, labels):
+        slot = colours.setdefault((label, seen[label]), len(colours))
+        seen[label] += 1
+        members.append(Member(run, slot, f"{label} [{run.run_id}]" if label in repeated else label))
     return Group(tuple(members))
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The runs' labels; equal ones with the choices they differ in or, where these are equal, a few config values."""
+    alike = {label: [r for r in runs if r.label == label] for label in {r.label for r in runs}}
+    return [f"{r.label}{_difference(r, alike[r.label])}" for r in runs]
+
+
+def _difference(run: Run, among: Sequence[Run]) -> str:
+    for of in (lambda r: r.choices, lambda r: r.config):
+        keys = [k for k in sorted({k for r in among for k in of(r)}) if not k.startswith(UNTOLD)]
+        unequal = [k for k in keys if len({str(of(r).get(k)) for r in among}) > 1]
+        if 0 < len(unequal) <= TOLD:
+            return "".join(f", {k}={of(run).get(k, NONE)}" for k in unequal)
+    return ""
 
 
 def _same_stream(a: Run, b: Run) -> bool:
@@ -102,6 +121,11 @@ def notes(group: Group) -> list[str]:
 
 
 def _about_scores(group: Group) -> Iterator[str]:
+    if any(run.positions is not None for run in group.runs):
+        yield (
+            "Accuracy is exact match: a sequence counts as right only where every judged position of it is, which is "
+            "zero for long while a model learns. The share of judged positions that are right is beside it."
+        )
     if group.lower:
         yield "Scores are losses: lower is better. Positive BWT and FWT mean improvement nevertheless."
     if group.first.scenario == "class" and group.first.n > 1:

@@ -21,6 +21,8 @@ from nested.report.records import Array, Run, number, on_stream
 from nested.report.wording import every, slug
 
 BARS = 48  # more levels than this are in the table alone
+POINTS = 400  # of a curve; longer ones are averaged
+RIGHT = "positions right"
 Draw = Callable[[str, Any, str], str]
 
 
@@ -34,6 +36,8 @@ def draw(group: Group, folder: Path, key: str) -> dict[str, list[str]]:
     return {
         "forgetting": list(_forgetting(group, panel)),
         "matrix": list(_matrices(group, panel)),
+        "positions": list(_positions(group, panel)),
+        "loss": list(_training(group, panel)),
         "experiences": list(_experiences(group, panel)),
         "stream": list(_stream(group, panel)),
         "anytime": list(_anytime(group, panel)),
@@ -70,6 +74,34 @@ def _matrices(group: Group, panel: Draw) -> Iterator[str]:
         mean = matrices.mean(0)
         figure = heat_map(mean, columns, limits, label, group.measure, group.lower, run.single_fit)
         yield panel(f"matrix-{name}", figure, f"Matrix of {label}, mean of {len(matrices)} seed(s)")
+
+
+def _positions(group: Group, panel: Draw) -> Iterator[str]:
+    for run, _, label, _, name in _drawable(group):
+        if run.positions is None:
+            continue
+        columns = run.experiences if run.n <= CELLS else ()
+        figure = heat_map(run.positions.mean(0), columns, (0.0, 1.0), label, RIGHT, False, run.single_fit)
+        yield panel(f"positions-{name}", figure, f"Share of {RIGHT} of {label}, mean of {len(run.positions)} seed(s)")
+
+
+def _training(group: Group, panel: Draw) -> Iterator[str]:
+    """The training loss over the steps that all seeds shown have recorded, averaged down to POINTS."""
+    series = []
+    for run, slot, label in group.members:
+        curves = [s.training for s in run.shown if s.training]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        if not steps:
+            continue
+        values = np.array([[curve[t] for t in steps] for curve in curves])  # (S, points)
+        size = -(-len(steps) // POINTS)
+        starts = np.arange(0, len(steps), size)
+        width = np.diff(starts, append=len(steps))
+        x, y = (np.add.reduceat(a, starts, axis=-1) / width for a in (np.array(steps, dtype=float), values))
+        series.append(Series(label, slot, x, y.mean(0), half_width(y)))
+    if series:
+        figure = figures.over_stream(series, "optimizer steps", "training loss", None, lower=True)
+        yield panel("loss", figure, f"Training loss over optimizer steps, {group.title}")
 
 
 def _experiences(group: Group, panel: Draw) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nested.errors import UserError
+from nested.metrics import POSITIONS
 from nested.report.records import METRICS, Array, Run, Seed, number
 from nested.rundir import check_format, read_config, read_events
 
@@ -66,10 +67,14 @@ def read_json(path: Path) -> Json:
     return value
 
 
-def views(about: Json, path: Path) -> dict[str, Array]:
-    """{view: (n + 1, n) sum / count} of a matrix.json, over the test part or, where it was not judged, validation."""
+def views(about: Json, path: Path, beside: str = "") -> dict[str, Array]:
+    """{view: (n + 1, n) sum / count} of a matrix.json, over the test part or, where it was not judged, validation.
+
+    `beside` names the matrix beside that of the score, if any.
+    """
     n = len(about.get("experiences") or [])
-    judged = {name: parts.get("test") or parts.get("validation") for name, parts in (about.get("views") or {}).items()}
+    found = about.get("views") or {}
+    judged = {name: parts.get("test" + beside) or parts.get("validation" + beside) for name, parts in found.items()}
     try:
         return {name: _quotient(part["sum"], part["count"], n) for name, part in judged.items() if part}
     except (KeyError, TypeError, ValueError) as error:
@@ -97,7 +102,7 @@ def _summaries(result: Json, folders: dict[int, Path]) -> dict[int, Json]:
 def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
     log = _Log.of(read_events(folder / "events.jsonl")) if folder else _Log()
     metrics = {**log.final, **(about.get("metrics") or {}), **summary}
-    known = views(about, folder / "matrix.json") if folder and about else {}
+    known, fine = (views(about, folder / "matrix.json", b) if folder and about else {} for b in ("", POSITIONS))
     main = next(iter((about.get("views") or log.views).values()), {})
     return Seed(
         seed=seed,
@@ -113,6 +118,8 @@ def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
         environment=read_json(folder / "environment.json") if folder else {},
         started=log.started,
         losses=log.losses,
+        positions=next(iter((fine or log.matrices(POSITIONS)).values()), None),
+        training=log.training,
     )
 
 
@@ -133,6 +140,7 @@ class _Log:
     final: Json = field(default_factory=dict)
     datasets: dict[int, Json] = field(default_factory=dict)
     views: dict[str, dict[str, dict[int, Json]]] = field(default_factory=dict)  # view -> part -> row -> event
+    training: dict[int, float] = field(default_factory=dict)  # step -> loss
 
     @classmethod
     def of(cls, events: Sequence[Json]) -> _Log:
@@ -148,6 +156,8 @@ class _Log:
             self.datasets[int(event["experience"])] = event
         elif kind == "row":
             self.views.setdefault(event["view"], {}).setdefault(event["part"], {})[int(event["row"])] = event
+        elif kind == "metrics" and (loss := number((event.get("values") or {}).get("train/loss"))) is not None:
+            self.training[int(event["step"])] = loss
         elif kind == "end":
             self.status, self.final = str(event.get("status")), event.get("values") or {}
 
@@ -157,9 +167,10 @@ class _Log:
         rows = (event for parts in self.views.values() for rows in parts.values() for event in rows.values())
         return any(isinstance(x, float) for event in rows for x in event["sum"])
 
-    def matrices(self) -> dict[str, Array]:
-        """{view: (n + 1, n)} from the rows recorded so far."""
-        return {name: _from_rows(parts.get("test") or next(iter(parts.values()))) for name, parts in self.views.items()}
+    def matrices(self, beside: str = "") -> dict[str, Array]:
+        """{view: (n + 1, n)} from the rows recorded so far; `beside` as in `views`."""
+        judged = {n: parts.get("test" + beside) or parts.get("validation" + beside) for n, parts in self.views.items()}
+        return {name: _from_rows(rows) for name, rows in judged.items() if rows}
 
 
 def _from_rows(rows: dict[int, Json]) -> Array:

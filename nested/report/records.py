@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-METRICS = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain", "min_acc", "wc_acc")
+METRICS = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain", "min_acc", "wc_acc", "positions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,8 @@ class Seed:
     environment: dict[str, Any] = field(default_factory=dict)
     started: float | None = None  # unix milliseconds
     losses: bool = False  # whether the recorded scores are losses
+    positions: Array | None = None  # (n + 1, n) share of judged positions right, where answers are sequences
+    training: dict[int, float] = field(default_factory=dict)  # optimizer step -> training loss of the steps before it
 
     @property
     def matrix(self) -> Array | None:
@@ -90,6 +92,12 @@ class Run:
     def matrices(self) -> Array | None:
         """The main matrices (seeds, n + 1, n) of the seeds shown, or None where there is none."""
         return np.stack([s.matrix for s in self.shown if s.matrix is not None]) if self.shown else None
+
+    @cached_property
+    def positions(self) -> Array | None:
+        """As `matrices`, of the single positions of sequences; None where answers are no sequences."""
+        known = [s.positions for s in self.shown if s.positions is not None]
+        return np.stack(known) if known else None
 
     @cached_property
     def single_fit(self) -> bool:

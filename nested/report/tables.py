@@ -27,9 +27,10 @@ from nested.report.wording import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-LONG = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain")
+LONG = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain", "positions")
 ANYTIME = ("min_acc", "wc_acc")
 SHORT = ("learning_acc", "acc", "forgetting", "bwt")  # forgetting always beside learning accuracy
+EXACT = "a sequence counts as right only where every judged position of it is"
 ROWS = 24  # longer tables of experiences are cut here, and it is said
 COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("train_seconds", "training, s", seconds),
@@ -42,6 +43,12 @@ COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("parameter_updates", "parameter updates", large),
     ("peak_rss_bytes", "peak memory", memory),
     ("state_bytes", "state", memory),
+)
+
+
+INSIDE = (
+    "lr: of the optimizer, which learns at steps. eta: of gradient descent within a sequence, at tokens, from initial "
+    "states that are parameters: these learn at steps too, and are counted in the levels that do so."
 )
 
 
@@ -97,18 +104,19 @@ def table(runs: Sequence[Run]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    groups = grouped(runs)
+    groups, names = grouped(runs), known_metrics(runs, (*SHORT, "positions"))
     out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
-    several = any(r.planned > 1 for r in runs)
-    out.caption = "mean ± 95 percent interval over seeds (Student t)" if several else None
+    remarks = ["mean ± 95 percent interval over seeds (Student t)"] if any(r.planned > 1 for r in runs) else []
+    remarks += [f"accuracy: {EXACT}"] if "positions" in names else []
+    out.caption = "\n".join(remarks) or None
     directions = {g.lower for g in groups}
-    for k, title in enumerate(_head(SHORT, directions.pop() if len(directions) == 1 else None)):
+    for k, title in enumerate(_head(names, directions.pop() if len(directions) == 1 else None)):
         out.add_column(title.replace(" ", "\n"), justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for group in groups:
         if len(groups) > 1:
             out.add_section()
             out.add_row(Text(visible(group.title), style="italic"))
-        for row in summary(group, SHORT).rows:
+        for row in summary(group, names).rows:
             out.add_row(*(Text(visible(c.text) if c.head else _stacked(c.text)) for c in row))
     return out
 
@@ -165,12 +173,12 @@ def by_view(group: Group) -> Grid | None:
 
 
 def levels(group: Group) -> Grid | None:
-    """One row per level of every run; a level on the token clock has eta for a rate, and is counted in no share."""
+    """One row per level of every run; one on the token clock has a rate of another kind, and is counted in no share."""
     rows = []
     for run, slot, label in group.members:
         for level in run.levels:
             stream, period = on_stream(level), level.get("period")
-            size, rate = level.get("parameters"), level.get("lr" if stream else "eta")
+            size, outer, inner = (level.get(key) for key in ("parameters", "lr", "eta"))
             share = size / run.parameters if stream and size is not None and run.parameters else None
             rows.append(
                 (
@@ -179,13 +187,13 @@ def levels(group: Group) -> Grid | None:
                     Cell(every(period, "step" if stream else "token"), period),
                     Cell(count(size), size),
                     Cell(NONE if share is None else f"{share:.1%}", share),
-                    Cell(count(level.get("updates")), level.get("updates")),
-                    Cell(NONE if rate is None else f"{rate:g}", rate),
+                    Cell(count(level.get("updates")) if stream else "in each sequence", level.get("updates")),
+                    *(Cell(NONE if rate is None else f"{rate:g}", rate) for rate in (outer, inner)),
                 )
             )
-    return (
-        Grid(("run", "level", "learns every", "parameters", "share", "updates", "rate"), tuple(rows)) if rows else None
-    )
+    head = ("run", "level", "learns every", "parameters", "share", "updates", "outer rate lr", "inner rate eta")
+    inside = any(not on_stream(level) for run in group.runs for level in run.levels)
+    return Grid(head, tuple(rows), INSIDE if inside else "") if rows else None
 
 
 def costs(group: Group) -> Grid | None:

@@ -18,6 +18,7 @@ HEADINGS = {
     "gain": "gain",
     "min_acc": "min-ACC",
     "wc_acc": "WC-ACC",
+    "positions": "positions right",
 }
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nested.config import Schedule
 from nested.errors import Diverged
 from nested.levels import Level
 from nested.optim.leveled import Leveled, leveled
 from nested.optim.schedule import rate_factor
+from nested.settings import Schedule
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
 

@@ -88,6 +88,7 @@ class Fake:
     digest: str = "d1g3st"
     command: tuple[str, ...] = ("nested", "run")
     seconds: float = 12.0
+    positions: list[list[int]] = field(default_factory=list)  # right ones of total, for every seed; none: no sequences
     shape: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -186,9 +187,12 @@ def _matrix(fake, seed, rows, values):
     zeros = [[0] * fake.n] * (fake.n + 1 - rows)
     grid = {"sum": fake.sums(seed)[:rows] + zeros, "count": [[fake.total] * fake.n] * rows + zeros}
     about = [{"index": j, "name": name, "classes": [2 * j, 2 * j + 1], "task": 0} for j, name in enumerate(fake.names)]
+    parts = {"validation": grid, "test": grid}
+    if fake.positions:
+        parts["test/positions"] = {**grid, "sum": fake.positions[:rows] + zeros}
     return {
         "format": 1, "stream": fake.stream, "scenario": fake.scenario, "lower_is_better": fake.lower,
-        "experiences": about, "views": {view: {"validation": grid, "test": grid} for view in fake.views},
+        "experiences": about, "views": dict.fromkeys(fake.views, parts),
         "standalone": None, "anytime": _anytime(fake, seed) if fake.anytime else None, "metrics": values,
     }  # fmt: skip
 
@@ -201,6 +205,11 @@ def _events(fake, seed, rows, values):
     for row, sums in enumerate(fake.sums(seed)[:rows]):
         yield {"event": "row", "row": row, "view": "model", "part": "validation", "sum": sums, "count": [1] * fake.n}
         yield {"event": "row", "row": row, "view": "model", "part": "test", "sum": sums, "count": [fake.total] * fake.n}
+        if fake.positions:
+            yield {"event": "row", "row": row, "view": "model", "part": "test/positions", "sum": fake.positions[row],
+                   "count": [fake.total] * fake.n}  # fmt: skip
+        if row:
+            yield {"event": "metrics", "step": 50 * row, "values": {"train/loss": 2.0 + seed - row / 10}}
         scores = {f"experience/test/exp-{j}": x / fake.total for j, x in enumerate(sums)}
         yield {"event": "metrics", "step": row, "values": scores}
     if fake.status(seed) != "unfinished":

@@ -168,9 +168,78 @@ def test_sets_of_weights_are_judged_apart(tmp_path):
 def test_a_level_on_the_token_clock_is_named_and_counts_no_parameter_twice(tmp_path):
     reading = {"name": "reading", "clock": "token", "period": 4, "parameters": 4000, "updates": None, "eta": 0.05}
     page = render(tmp_path, fake_run(tmp_path, levels=(*fake_runs.LEVELS, reading)))
-    rows = [tuple(r[c] for c in ("level", "learns every", "share", "updates", "rate")) for r in page.rows("level")]
-    assert rows[0] == ("fast", "step", "52.9%", "800", "0.1")
-    assert rows[2:] == [("slow", "8 steps", "23.5%", "100", "0.1"), ("reading", "4 tokens", "–", "–", "0.05")]
+    names = ("level", "learns every", "share", "updates", "outer rate lr", "inner rate eta")
+    rows = [tuple(r[c] for c in names) for r in page.rows("level")]
+    assert rows[0] == ("fast", "step", "52.9%", "800", "0.1", "–")
+    assert rows[2:] == [
+        ("slow", "8 steps", "23.5%", "100", "0.1", "–"),
+        ("reading", "4 tokens", "–", "in each sequence", "–", "0.05"),
+    ]
+    assert "gradient descent within a sequence" in page.text
+    assert "within a sequence" not in render(tmp_path, fake_run(tmp_path, "plain")).text
+
+
+RIGHT = [[1, 1, 1], [9, 2, 1], [7, 9, 3], [5, 7, 10]]  # positions of 10
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_right_positions_stand_beside_exact_match(tmp_path, finished):
+    told = {"statuses": () if finished else ("unfinished",), "result": finished}
+    rows = {s: [[0, 0, 0]] * 4 for s in (0, 1)}
+    path = fake_run(tmp_path, seeds=(0, 1)[: 1 + finished], n=3, total=10, rows=rows, positions=RIGHT, **told)
+    run = report.load(path)
+    assert run.positions.shape == run.matrices.shape == (1 + finished, 4, 3)
+    reached = 4 if finished else 2
+    assert np.array_equal(run.positions[0, :reached], np.array(RIGHT[:reached]) / 10)
+    page = render(tmp_path, path)
+    assert "Accuracy is exact match" in page.text
+    assert {".90", ".20", "positions right"} <= set(re.findall(r"\.\d+|positions right", page.svg_text))
+    assert len(list((tmp_path / "out" / "figures").glob("positions-*.png"))) == 1
+
+
+def test_right_positions_are_a_metric_of_sequences_alone(tmp_path):
+    plain, fine = fake_run(tmp_path, "plain"), fake_run(tmp_path, "fine", seeds=(0,), n=5, positions=[[9] * 5] * 6)
+    for name in ("summary", "matrix"):
+        file = fine / "seed-0" / f"{name}.json"
+        about = json.loads(file.read_text())
+        (about if name == "summary" else about["metrics"])["positions"] = 0.4321
+        file.write_text(json.dumps(about))
+    (fine / "result.json").unlink()
+    assert render(tmp_path, fine).rows("forgetting")[0]["positions right"] == "0.432"
+    assert "0.432" in printed([report.load(fine)])
+    assert "every judged position" in " ".join(printed([report.load(fine)]).split())
+    assert "positions" not in printed([report.load(plain)])
+    assert "exact match" not in render(tmp_path, plain).source
+
+
+def test_the_training_loss_is_drawn_as_a_mean_over_seeds(tmp_path):
+    run = report.load(path := fake_run(tmp_path, seeds=(0, 1), n=3))
+    assert [s.training for s in run.seeds] == [{50: 1.9, 100: 1.8, 150: 1.7}, {50: 2.9, 100: 2.8, 150: 2.7}]
+    page = render(tmp_path, path)
+    assert "training loss" in page.svg_text
+    assert (tmp_path / "out" / "figures" / "loss.png").is_file()
+
+
+def test_equal_labels_are_told_apart_by_what_differs(tmp_path):
+    def labels(name, *wanted):
+        paths = [fake_run(tmp_path / name, f"r{k}", label="mine", seeds=(0,), **w) for k, w in enumerate(wanted)]
+        return [row["run"] for row in render(tmp_path / name, *paths).rows("forgetting")]
+
+    chosen = [
+        {"choices": {"optim": "sgd", "tracking": "off"}, "config": {"optim.momentum": 0.9}},
+        {"choices": {"optim": "adamw"}, "config": {"optim.betas": [0.9, 0.99], "seeds": 3}},
+    ]
+    assert labels("choices", *chosen) == ["mine, optim=sgd", "mine, optim=adamw"]
+    rates = [{"config": {"optim.lr": r, "label": str(r)}} for r in (0.1, 0.2)]
+    assert labels("values", *rates) == ["mine, optim.lr=0.1", "mine, optim.lr=0.2"]
+    assert labels("nothing", {}, {}) == ["mine [r0]", "mine [r1]"]
+    many = {f"model.{k}": 1 for k in "abcd"}
+    assert labels("too much", {}, {"config": many}) == ["mine [r0]", "mine [r1]"]
+    assert labels("two of three", *rates, rates[0]) == [
+        "mine, optim.lr=0.1 [r0]",
+        "mine, optim.lr=0.2",
+        "mine, optim.lr=0.1 [r2]",
+    ]
 
 
 def test_anytime_costs_levels_and_data_are_there(tmp_path):
@@ -342,7 +411,7 @@ def test_eight_runs_stay_below_a_megabyte_and_a_half(tmp_path):
     paths = [fake_run(tmp_path, f"run {k}", n=12, seeds=(0, 1)) for k in range(8)]
     page = render(tmp_path, *paths)
     assert len(page.source.encode()) < 1_500_000
-    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 8 * 2 + 4
+    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 8 * 2 + 5
 
 
 def test_streams_are_kept_apart_and_labels_keep_their_colour(tmp_path):

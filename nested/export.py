@@ -1,0 +1,324 @@
+"""A seed's final model as a folder that stands alone: what it is made of, and what is needed to judge it again.
+
+EXPORT/{config.yaml, model.safetensors, export.json}. The weights are those that the run judges first: the method's main
+view, be it an average of weights or a memory in the head's place. Nothing is pickled. `export.json` is written last and
+holds the digests of the other two, the shapes the model was built for, the layout of its outputs and the last row of
+the run's matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+import nested
+from nested import rundir
+from nested.environment import environment, package_version
+from nested.errors import UserError
+from nested.levels import from_config, token_levels
+from nested.settings import level_configs
+from nested.signature import build
+
+if TYPE_CHECKING:
+    from nested.learner import Learner
+    from nested.methods.method import Method
+    from nested.streams.stream import Stream
+
+FORMAT = 1
+WEIGHTS, CONFIG, ABOUT = "model.safetensors", "config.yaml", "export.json"
+ELSEWHERE = ("tracking", "checkpoint", "runs", "seeds")  # of the config: about the machine and the run, not the model
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export as it was read: `about` is export.json, `config` the config of the run."""
+
+    path: Path
+    about: dict[str, Any]
+    config: dict[str, Any]
+
+    def model(self, device: str | torch.device = "cpu") -> nn.Module:
+        """The module in evaluation mode, equal to the last bit to what the run judged last. Raises UserError."""
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+            model = self._built()
+        weights = _read_weights(self.path / WEIGHTS)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            then, now = self.about["packages"]["nested"], nested.__version__
+            text = f"the weights do not fit what model._target_ builds here: {' '.join(str(error).split())[:300]}"
+            raise UserError(f"{text}; exported with nested {then}, this is {now}", key=str(self.path)) from None
+        return model.to(device).eval()
+
+    def _built(self) -> nn.Module:
+        model = self._component("model", **model_context(self.config, self.about["stream"]))
+        if self.config["trainer"]["precision"] == "64-true":
+            model.to(torch.float64)
+        if not self.about["by_method"]:
+            return model
+        method: Method = self._component("method", seed=self.config["seed"])
+        return method.exported(model)
+
+    def _component(self, group: str, **context: Any) -> Any:
+        """Raises UserError with the package that the component came from, where it cannot be built here."""
+        section = self.config[group]
+        target, origin = section["_target_"], self.about["components"].get(group)
+        mend = f"the export was made with {origin}: install it" if origin else "put its file in the current directory"
+        try:
+            return build(section, group, **context)
+        except UserError as error:
+            raise UserError(f"{error.message}; {mend}", key=error.key, seen=error.seen, allowed=error.allowed) from None
+        except ImportError as error:
+            text = f"{target} cannot be imported: {error}; {mend}"
+            raise UserError(text, key=f"{group}._target_", seen=target) from None
+
+
+def model_context(config: Mapping[str, Any], stream: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model may ask for by parameter name, from what an export says of the run's config and stream."""
+    given = {k: stream[k] for k in ("n_outputs", "vocabulary", "per_position")}
+    shape = tuple(stream["sample_shape"])
+    return {
+        **given,
+        "sample_shape": shape,
+        "token_levels": tuple(token_levels(from_config(level_configs(config["levels"])))),
+    }
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read(path: str | Path) -> Export:
+    """An export, its files checked against their digests. Raises UserError: what it is instead, and how to mend it."""
+    folder = Path(path).expanduser()
+    file = folder / ABOUT
+    if not file.is_file():
+        raise _no_export(folder)
+    try:
+        about = json.loads(file.read_text())
+        version = int(about["format"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged: it says no format; export the run again", key=str(path)) from None
+    if version != FORMAT:
+        text = f"{folder} is an export of format {version}; this version of nested ({nested.__version__}) reads format "
+        mend = "install a newer one" if version > FORMAT else "export the run again"
+        raise UserError(f"{text}{FORMAT}: {mend}", key=str(path), seen=version, allowed=FORMAT)
+    for name, digest in about["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+            text = f"{folder / name} is damaged or was changed: its digest is not the one in {ABOUT}"
+            raise UserError(f"{text}; export the run again", key=str(path), seen=name)
+    return Export(folder.resolve(), about, rundir.read_config(folder))
+
+
+def _no_export(folder: Path) -> UserError:
+    if (folder / "FORMAT").is_file():
+        text = f"{folder} is a run, not an export; make one with: nested export {folder}"
+    else:
+        what = f"has no {ABOUT}" if folder.is_dir() else "is not there"
+        text = f"{folder} {what}; `nested export RUN` writes an export and says where"
+    return UserError(text, key=str(folder), seen=str(folder))
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return from_bytes(file.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}; export the run again", key=str(file)) from None
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def export(run: Path, seed: int | None = None, to: Path | None = None) -> Path:
+    """Write the final model of a run's seed to `to`, by default `export/` in the seed's directory; returns the folder.
+
+    It is read back and compared with what the run judges before anything is written for good. Raises UserError for a
+    seed that has not ended well, for data that are not the run's, and for a model that cannot be told in tensors.
+    """
+    directory = _seed_directory(run, seed)
+    target = to or directory / "export"
+    _check_ended(directory)
+    _check_free(target, directory)
+    learner = _final(directory)
+    view, context = next(iter(learner.method.views().items()))
+    with context:
+        weights = _tensors(learner.model.state_dict())
+    about = _about(directory, learner, view)
+    config = {k: v for k, v in rundir.read_config(directory).items() if k not in ELSEWHERE}
+    model = _standalone(learner, config, weights)
+    _check_equal(learner, model)
+    _write(target, _tensors(model.state_dict()), config, about)
+    return target
+
+
+def _seed_directory(run: Path, seed: int | None) -> Path:
+    """The directory of one seed. Raises UserError where there are several and none is named."""
+    if run.name.startswith("seed-") and seed is None:
+        return run
+    found = {int(p.name.removeprefix("seed-")): p for p in run.glob("seed-*") if (p / "FORMAT").is_file()}
+    if seed is None and len(found) == 1:
+        return next(iter(found.values()))
+    if seed not in found:
+        there = sorted(found)
+        text = f"{run.name} has no seed {seed}" if seed is not None else f"{run.name} has {len(there)} seeds; name one"
+        raise UserError(
+            f"{text}: {', '.join(map(str, there)) or 'none has begun'}", key="seed", seen=seed, allowed=there
+        )
+    return found[seed]
+
+
+def _check_ended(directory: Path) -> None:
+    run, file = directory.parent.name, directory / "summary.json"
+    status = rundir.read_json(file)["status"] if file.is_file() else "interrupted"
+    if status == "done":
+        return
+    what = {
+        "interrupted": f"has not ended; nested resume {run} continues it",
+        "diverged": "diverged: there are no final weights; train it again with a lower rate",
+        "pruned": "was pruned: there are no final weights; train its config with nested run",
+    }
+    raise UserError(f"{run} {directory.name} {what.get(status, status)}", key="run", seen=status, allowed="done")
+
+
+def _check_free(target: Path, directory: Path) -> None:
+    """Raise UserError for a folder that holds anything but an earlier export of the same seed."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; choose another folder", key="--to", seen=str(target))
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    try:
+        about = json.loads((target / ABOUT).read_text())
+        same = (about["run"], about["seed"]) == (directory.parent.name, rundir.read_config(directory)["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise UserError(f"{target} is not empty; choose another folder", key="--to", seen=str(target))
+
+
+def _final(directory: Path) -> Learner:
+    """The learner of a seed that has ended, as it was when it judged last. Raises UserError."""
+    from nested.config import from_dict
+    from nested.loop import Loop
+    from nested.run import prepare
+    from nested.rundir import SeedDir
+
+    config = from_dict(rundir.read_config(directory))
+    learner = prepare(config, config.seed)
+    seed_dir = SeedDir(directory)
+    complaints = Loop(learner, config, seed_dir, config.seed).restore()
+    if complaints or learner.cursor.experience < len(learner.curriculum):
+        why = "; ".join(complaints) or "it has no checkpoint of its end"
+        raise UserError(f"{directory} does not hold the final weights: {why}; train it again", key="run")
+    then = next((e["digest"] for e in seed_dir.events() if e["event"] == "dataset"), learner.stream.digest)
+    if then != learner.stream.digest:
+        text = f"the data are not those of the run: digest {then} then, {learner.stream.digest} now; restore them"
+        raise UserError(text, key="run", seen=learner.stream.digest, allowed=then)
+    return learner
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copies, each with memory of its own. Raises UserError for state that is no tensor."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            text = f"its state {name!r} is a {type(value).__name__}; an export holds tensors, and nothing is pickled"
+            raise UserError(f"{text}: register it as a buffer", key="model._target_", seen=name)
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+
+
+def _about(directory: Path, learner: Learner, view: str) -> dict[str, Any]:
+    from nested.methods.method import Method
+
+    config = rundir.read_config(directory)
+    matrix, here = rundir.read_json(directory / "matrix.json"), environment()
+    row = {part: {k: m[k][-1] for k in ("sum", "count")} for part, m in matrix["views"][view].items()}
+    return {
+        "format": FORMAT,
+        "run": directory.parent.name,
+        "seed": config["seed"],
+        "label": rundir.read_json(directory / "summary.json")["label"],
+        "view": view,
+        "by_method": type(learner.method).exported is not Method.exported,
+        "stream": layout(learner.stream),
+        "competing": _outputs(learner.competing()),
+        "row": row,
+        "components": {g: _origin(config[g]["_target_"]) for g in ("model", "method")},
+        "packages": here["packages"],
+        "python": here["python"],
+    }
+
+
+def layout(stream: Stream) -> dict[str, Any]:
+    """What a model's outputs stand for, and what it reads."""
+    return {
+        "name": stream.name,
+        "scenario": stream.scenario,
+        "digest": stream.digest,
+        "regression": stream.regression,
+        "sample_shape": list(stream.sample_shape),
+        "n_outputs": stream.n_outputs,
+        "vocabulary": stream.vocabulary,
+        "per_position": stream.per_position,
+        "experiences": [{"name": e.name, "task": e.task, "classes": list(e.classes)} for e in stream.experiences],
+        "task_outputs": _outputs(stream.task_outputs),
+    }
+
+
+def _outputs(table: Tensor | None) -> list[list[int]] | None:
+    """For each task its outputs, of a table (tasks, n_outputs) bool; None where every task has all."""
+    return None if table is None or bool(table.all()) else [row.nonzero().flatten().tolist() for row in table]
+
+
+def _origin(target: str) -> str | None:
+    """The installed package that a component comes from, with its version."""
+    names = packages_distributions().get(target.partition(".")[0])
+    return f"{names[0]} {package_version(names[0])}" if names else None
+
+
+def _standalone(learner: Learner, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The model that is written: built anew, with the main view's weights and what the method puts in it."""
+    with torch.random.fork_rng(devices=[]):
+        model = build(config["model"], "model", **model_context(config, layout(learner.stream)))
+    model.to(learner.where, learner.dtype_in if learner.dtype_in is torch.float64 else None)
+    model.load_state_dict(weights)
+    return learner.method.exported(model).to(learner.where).eval()
+
+
+@torch.no_grad()
+def _check_equal(learner: Learner, model: nn.Module) -> None:
+    """Raise UserError where the model by itself does not answer as the run judged it: a view we cannot write."""
+    learner.model.eval()
+    for experience in learner.stream.experiences:
+        x, _, _ = learner.fetch(experience.test, torch.arange(min(64, len(experience.test))))
+        with next(iter(learner.method.views().values())):
+            judged = learner.model(x)
+        if not torch.equal(judged, model(x)):
+            text = f"the model alone does not answer as {type(learner.method).__name__} judges it"
+            mend = "let the method's `exported` put into the model what its main view adds"
+            raise UserError(f"{text}: {mend}", key="method._target_", seen=experience.name)
+
+
+def _write(target: Path, weights: dict[str, Tensor], config: dict[str, Any], about: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    files = {WEIGHTS: to_bytes(weights), CONFIG: OmegaConf.to_yaml(OmegaConf.create(config)).encode()}
+    with rundir.said(target):
+        target.mkdir(parents=True, exist_ok=True)
+    (target / ABOUT).unlink(missing_ok=True)  # from here on it is no export, until it is a whole one
+    for name, data in files.items():
+        rundir.write_atomic(target / name, data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    rundir.write_json(target / ABOUT, {**about, "files": digests})

@@ -1,0 +1,1 @@
+"""The level microscope: which level forgot, which one learned, and when."""
