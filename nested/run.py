@@ -80,12 +80,12 @@ def _run(config: Config, made: Path, say: Say, first: Stream | None) -> Result:
 def _seeds(
     config: Config, result: Result, say: Say, first: Stream | None = None, after_row: AfterRow | None = None
 ) -> None:
-    """Every seed in the directory of `result`, until one is interrupted or pruned."""
+    """Every seed in the directory of `result`, until one is interrupted or pruned; a trial's, until one diverges."""
     for seed in config.seed_list():
         stream, first = first, None
         status = one_seed(config, seed, result.path / f"seed-{seed}", result, say, stream, after_row)
         result.status = status if status != "done" else result.status
-        if status in ("interrupted", "pruned"):
+        if status in ("interrupted", "pruned") or (status == "diverged" and after_row):
             break
 
 
@@ -132,11 +132,15 @@ def check(config: Config) -> None:
 def rehearse(config: Config) -> Stream:
     """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
     learner = prepare(config, config.seed_list()[0])
-    check_ticks(learner.optimizer.levels, Plan(learner, config.trainer).total_steps, config.trainer.allow_idle)
+    _check_ticks(config, learner)
     check_room(config, learner)
     for examples in _of_each_shape(learner.stream):
         _rehearse(learner, examples)
     return learner.stream
+
+
+def _check_ticks(config: Config, learner: Learner) -> None:
+    check_ticks(learner.optimizer.levels, Plan(learner, config.trainer).total_steps, config.trainer.allow_idle)
 
 
 def _of_each_shape(stream: Stream) -> list[Examples]:
@@ -220,6 +224,7 @@ def one_seed(
             result.runs.append(summary)
             return summary["status"]
     learner = prepare(config, seed, stream)
+    _check_ticks(config, learner)
     directory = SeedDir.open(path, rundir.as_stored(replace(config, seed=seed, seeds=None).to_dict()))
     loop = Loop(learner, config, directory, seed)
     if after_row:

@@ -90,3 +90,16 @@ def test_directory_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t" / "FORMAT").write_text("99\n")
     with pytest.raises(UserError, match="format '99'"):
         run_trial(config, tmp_path / "t", nothing)
+
+
+def test_level_that_would_hardly_learn_is_refused_as_in_a_run(tmp_path: Path) -> None:
+    config = compose([*SMALL, "levels={all: {params: rest, period_steps: 50}}", f"runs={tmp_path}"])
+    with pytest.raises(UserError, match=r"levels\.all\.period_steps"):
+        run_trial(config, tmp_path / "t", nothing)
+    assert not list((tmp_path / "t").glob("seed-*"))
+
+
+def test_trial_ends_at_the_first_seed_that_diverges(tmp_path: Path) -> None:
+    config = compose([*SMALL, "optim.lr=1e30", f"runs={tmp_path}"])
+    result = run_trial(config, tmp_path / "t", nothing)
+    assert (result.status, len(result.runs)) == ("diverged", 1)

@@ -162,6 +162,32 @@ def blank(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
+def legend_height(labels: Sequence[str], width: float) -> float:
+    """Inches that a legend takes under a figure `width` inches wide; one label needs none."""
+    if len(labels) < 2:
+        return 0.0
+    texts, columns = _legend_texts(labels, width)
+    lines = [text.count("\n") + 1 for text in texts]
+    return 0.1 + sum(0.07 + 0.15 * max(lines[k : k + columns]) for k in range(0, len(lines), columns))
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float) -> None:
+    """Labels under a figure `width` inches wide, unless there is one alone."""
+    if len(labels) < 2:
+        return
+    texts, columns = _legend_texts(labels, width)
+    numbers = [str(k) for k in range(len(labels))]  # set afterwards: matplotlib hides labels that begin with `_`
+    drawn = figure.legend(handles, numbers, loc="outside lower center", ncols=columns)
+    for place, text in zip(drawn.get_texts(), texts):
+        place.set_text(text)
+
+
+def _legend_texts(labels: Sequence[str], width: float) -> tuple[list[str], int]:
+    """Labels in lines of which two fit side by side, and how many columns there are."""
+    texts = [wrapped(label, int((width / 2 - 0.45) / 0.067)) for label in labels]
+    return texts, legend_columns([line for text in texts for line in text.split("\n")], width)
+
+
 def legend_columns(labels: Sequence[str], width: float) -> int:
     """How many labels fit side by side under a figure `width` inches wide."""
     longest = max(map(len, labels), default=1)

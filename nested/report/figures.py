@@ -21,7 +21,8 @@ from nested.report.drawing import (
     colour,
     dashes,
     drawn,
-    legend_columns,
+    legend,
+    legend_height,
     marker,
     ramp,
     shorten,
@@ -36,22 +37,11 @@ BANDS = 3  # more bands than this hide each other: bars instead
 
 
 @dataclass(frozen=True)
-class Point:
-    """One run in the plane: a mean with half widths, and its single seeds (S,)."""
-
-    label: str
-    slot: int
-    x: float
-    y: float | None  # None: undefined for this run, shown as a line at x
-    x_half: float | None = None
-    y_half: float | None = None
-    xs: Sequence[float] = ()
-    ys: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
 class Series:
-    """One run over the stream: means (m,) at `x` (m,) with half widths, if any; `level` where it has no order."""
+    """One run over the stream: means (m,) at `x` (m,) with half widths, if any, and its single seeds (S, m).
+
+    `level` where it has no order.
+    """
 
     label: str
     slot: int
@@ -59,6 +49,7 @@ class Series:
     y: Array
     half: Array | None = None
     level: bool = False
+    seeds: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -71,41 +62,11 @@ class Bar:
 
 
 @drawn
-def forgetting_against_learning(points: Sequence[Point], measure: str, lower: bool) -> Any:
-    """Forgetting beside learning: a mean with its interval for each run, its single seeds faint."""
-    size = (5.0, 3.5) if len(points) > 1 else (4.2, 3.2)
-    figure, axes = blank(size[0], size[1] + _legend_height(points, size[0]))
-    axes.axhline(0, color=MUTED, linewidth=0.8)
-    handles = []
-    for p in points:
-        style: dict[str, Any] = {"color": colour(p.slot), "marker": marker(p.slot)}
-        if p.y is None:
-            handles.append(axes.axvline(p.x, color=colour(p.slot), linestyle=(0, (4, 2)), linewidth=1.5))
-            continue
-        if len(p.xs) > 1:
-            axes.plot(p.xs, p.ys, linestyle="none", alpha=0.35, markersize=4.5, markeredgewidth=0, **style)
-        axes.errorbar(p.x, p.y, p.y_half, p.x_half, capsize=2.5, elinewidth=1.3, color=colour(p.slot), zorder=3)
-        handles += axes.plot(
-            p.x, p.y, linestyle="none", markersize=10, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=4, **style
-        )
-    axes.set_xlabel(f"learning {measure}  ({'lower' if lower else 'higher'} is better)")
-    axes.set_ylabel("forgetting  (lower is better)")
-    axes.margins(0.12)
-    if not lower:
-        axes.set_xlim(_of_accuracies(axes.get_xlim()))
-    axes.annotate(
-        "better ↙" if lower else "better ↘", (0.015 if lower else 0.985, 0.02), xycoords="axes fraction",
-        ha="left" if lower else "right", color=MUTED, fontsize=9,
-    )  # fmt: skip
-    _legend(figure, handles, [p.label + AT_ONCE * (p.y is None) for p in points], size[0])
-    return figure
-
-
-@drawn
 def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Limits | None, lower: bool) -> Any:
-    """One line for each run against the position in the stream, with its 95 percent intervals."""
+    """One line for each run against the position in the stream, with 95 percent intervals and single seeds, faint."""
     size = (4.6, 3.0) if len(series) > 1 else (4.2, 3.2)
-    figure, axes = blank(size[0], size[1] + _legend_height(series, size[0]))
+    labels = [s.label + AT_ONCE * s.level for s in series]
+    figure, axes = blank(size[0], size[1] + legend_height(labels, size[0]))
     handles = []
     ordered = [s for s in series if not s.level]
     bars = len(ordered) > BANDS and all(len(s.x) <= LINES for s in ordered)
@@ -116,6 +77,8 @@ def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Li
             continue
         shift = 0.045 * (ordered.index(s) - (len(ordered) - 1) / 2) if bars else 0.0
         point = marker(s.slot) if len(s.x) <= LINES else None
+        if s.seeds is not None and len(s.seeds) > 1:
+            axes.plot(s.x + shift, s.seeds.T, linewidth=0.6, alpha=0.3, zorder=1, **style)
         handles += axes.plot(s.x + shift, s.y, marker=point, markersize=6, markeredgecolor=PAPER, **style)
         if s.half is not None and bars:
             axes.errorbar(s.x + shift, s.y, s.half, linestyle="none", color=style["color"], elinewidth=0.9, alpha=0.7)
@@ -127,8 +90,8 @@ def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Li
     if limits:
         axes.set_ylim(*limits)
     elif not lower:
-        axes.set_ylim(_of_accuracies(axes.get_ylim()))
-    _legend(figure, handles, [s.label + AT_ONCE * s.level for s in series], size[0])
+        axes.set_ylim(of_accuracies(axes.get_ylim()))
+    legend(figure, handles, labels, size[0])
     return figure
 
 
@@ -225,7 +188,7 @@ def short_count(value: float) -> str:
     return f"{value:g}"
 
 
-def _of_accuracies(limits: Limits) -> Limits:
+def of_accuracies(limits: Limits) -> Limits:
     """The part where accuracies can lie: an interval may pass 0 or 1, they do not."""
     return max(limits[0], -0.02), min(limits[1], 1.02)
 
@@ -238,27 +201,3 @@ def _locator(bins: int) -> Any:
 
 def _whole_numbers(axes: Any) -> None:
     axes.xaxis.set_major_locator(_locator(8))
-
-
-def _legend_height(entries: Sequence[Point | Series], width: float) -> float:
-    if len(entries) < 2:
-        return 0.0
-    texts, columns = _legend_texts([e.label + AT_ONCE for e in entries], width)
-    lines = [text.count("\n") + 1 for text in texts]
-    return 0.1 + sum(0.07 + 0.15 * max(lines[k : k + columns]) for k in range(0, len(lines), columns))
-
-
-def _legend_texts(labels: Sequence[str], width: float) -> tuple[list[str], int]:
-    """Labels in lines of which two fit side by side, and how many columns there are."""
-    texts = [wrapped(label, int((width / 2 - 0.45) / 0.067)) for label in labels]
-    return texts, legend_columns([line for text in texts for line in text.split("\n")], width)
-
-
-def _legend(figure: Any, handles: list[Any], labels: list[str], width: float) -> None:
-    if len(labels) < 2:
-        return
-    texts, columns = _legend_texts(labels, width)
-    numbers = [str(k) for k in range(len(labels))]  # set afterwards: matplotlib hides labels that begin with `_`
-    legend = figure.legend(handles, numbers, loc="outside lower center", ncols=columns)
-    for place, text in zip(legend.get_texts(), texts):
-        place.set_text(text)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from nested.report.records import Run
@@ -58,27 +58,57 @@ class Group:
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Runs by stream, in the order given; streams that differ in their data for an equal seed are kept apart."""
-    members: list[list[Run]] = []
+    homes: dict[tuple[object, ...], list[_Home]] = {}
+    order: list[_Home] = []
     for run in runs:
-        home = next((m for m in members if all(_same_stream(run, other) for other in m)), None)
+        near = homes.setdefault((run.stream, run.scenario, run.n, run.lower_is_better), [])
+        home = next((h for h in near if h.takes(run)), None)
         if home is None:
-            members.append([run])
-        else:
-            home.append(run)
+            home = _Home({k: v for k, v in run.config.items() if k.startswith("stream.")})
+            near.append(home)
+            order.append(home)
+        home.runs.append(run)
+        home.digests |= digests(run)
     colours: dict[tuple[str, int], int] = {}
-    groups = [_group(m, colours) for m in members]
+    groups = [_group(h.runs, colours) for h in order]
     titles = Counter(g.title for g in groups)
     return [replace(g, distinction=_distinction(g)) if titles[g.title] > 1 else g for g in groups]
 
 
+@dataclass
+class _Home:
+    """Runs on one stream while they are gathered: its settings, and its data by seed."""
+
+    settings: dict[str, object]
+    runs: list[Run] = field(default_factory=list)
+    digests: dict[int, object] = field(default_factory=dict)
+
+    def takes(self, run: Run) -> bool:
+        """Whether the run is on the same stream: by the data of a common seed, or else by the settings both have."""
+        theirs = digests(run)
+        if self.digests.keys() & theirs.keys():
+            return not conflict(self.digests, theirs)
+        return all(run.config.get(k, v) == v for k, v in self.settings.items())
+
+
+def digests(run: Run) -> dict[int, object]:
+    """Seed -> the hash of data and split."""
+    return {s.seed: s.datasets[0]["digest"] for s in run.seeds if s.datasets and s.datasets[0].get("digest")}
+
+
+def conflict(ours: Mapping[int, object], theirs: Mapping[int, object]) -> bool:
+    """Whether an equal seed has had other data."""
+    return any(ours[s] != theirs[s] for s in ours.keys() & theirs.keys())
+
+
 def _distinction(group: Group) -> str:
-    digest = next((d for run in group.runs for d in _digests(run).values()), None)
+    digest = next((d for run in group.runs for d in digests(run).values()), None)
     return f", judged by {group.measure}" + (f", data and split {str(digest)[:8]}" if digest else "")
 
 
 def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
     seen: Counter[str] = Counter()
-    labels = _labels(runs)
+    labels = labelled(runs)
     repeated = {label for label, k in Counter(labels).items() if k > 1}
     members = []
     for run, label in zip(runs, labels):
@@ -88,36 +118,38 @@ def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
     return Group(tuple(members))
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def labelled(runs: Sequence[Run]) -> list[str]:
     """The runs' labels; equal ones with the choices they differ in or, where these are equal, a few config values."""
-    alike = {label: [r for r in runs if r.label == label] for label in {r.label for r in runs}}
-    return [f"{r.label}{_difference(r, alike[r.label])}" for r in runs]
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(run.label, []).append(run)
+    told = {label: _telling(same) if len(same) > 1 else () for label, same in alike.items()}
+    return [run.label + "".join(f", {k}={_value(run, k)}" for k in told[run.label]) for run in runs]
 
 
-def _difference(run: Run, among: Sequence[Run]) -> str:
+def _telling(runs: Sequence[Run]) -> list[str]:
+    """Up to TOLD choices, else config values, in which the runs differ; none where there are more."""
     for of in (lambda r: r.choices, lambda r: r.config):
-        keys = [k for k in sorted({k for r in among for k in of(r)}) if not k.startswith(UNTOLD)]
-        unequal = [k for k in keys if len({str(of(r).get(k)) for r in among}) > 1]
+        unequal = [k for k in varied([of(r) for r in runs]) if not k.startswith(UNTOLD)]
         if 0 < len(unequal) <= TOLD:
-            return "".join(f", {k}={of(run).get(k, NONE)}" for k in unequal)
-    return ""
+            return unequal
+    return []
 
 
-def _same_stream(a: Run, b: Run) -> bool:
-    if (a.stream, a.scenario, a.n, a.lower_is_better) != (b.stream, b.scenario, b.n, b.lower_is_better):
-        return False
-    ours, theirs = _digests(a), _digests(b)
-    return all(ours[s] == theirs[s] for s in ours.keys() & theirs.keys())
+def _value(run: Run, key: str) -> object:
+    return (run.choices if key in run.choices else run.config).get(key, NONE)
 
 
-def _digests(run: Run) -> dict[int, object]:
-    """Seed -> the hash of data and split."""
-    return {s.seed: s.datasets[0]["digest"] for s in run.seeds if s.datasets and s.datasets[0].get("digest")}
+def varied(values: Sequence[Mapping[str, object]]) -> list[str]:
+    """The keys whose values are not the same in all, in order."""
+    first = values[0] if values else {}
+    keys = sorted({k for v in values for k in v})
+    return [k for k in keys if any(k not in v or str(v[k]) != str(first[k]) for v in values) or k not in first]
 
 
 def notes(group: Group) -> list[str]:
     """Sentences that keep a reader from concluding too much."""
-    return [*_about_scores(group), *_about_seeds(group), *_about_budgets(group)]
+    return [*_about_scores(group), *_about_seeds(group), *_about_sources(group), *_about_budgets(group)]
 
 
 def _about_scores(group: Group) -> Iterator[str]:
@@ -152,6 +184,21 @@ def _about_seeds(group: Group) -> Iterator[str]:
         yield f"{listed(one)}: one seed, hence no interval."
     if len({tuple(s.seed for s in run.seeds) for run in group.runs}) > 1:
         yield "The runs have different seeds: they did not all see the same class orders and initial weights."
+
+
+def _about_sources(group: Group) -> Iterator[str]:
+    """What a reader must know of configurations whose seeds come from several runs."""
+    for run, _, label in group.members:
+        done = [(s.seed, s.metrics.get("acc")) for r in run.sources for s in r.done]
+        repeated = sorted(s for s, k in Counter(s for s, _ in done).items() if k > 1)
+        if repeated:
+            unequal = len({s for s, _ in set(done)}) < len(set(done))
+            numbers = f", and not all came to the same" if unequal else ""
+            seeds = ", ".join(map(str, repeated))
+            yield f"{listed([label])}: seed {seeds} was run more than once; the last one counts{numbers}."
+        commits = {str(s.environment.get("git", {}).get("commit"))[:8] for r in run.sources for s in r.seeds if s.environment}
+        if len(commits) > 1:
+            yield f"{listed([label])}: seeds from different versions of the code ({', '.join(sorted(commits))})."
 
 
 def _about_budgets(group: Group) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nested import metrics
 from nested.errors import UserError
 from nested.metrics import POSITIONS
 from nested.report.records import METRICS, Array, Run, Seed, number
@@ -18,12 +19,16 @@ from nested.rundir import check_format, read_config, read_events
 Json = dict[str, Any]
 
 
-def load(run_dir: Path | str) -> Run:
-    """Read a run directory; raises UserError where it is none, is damaged, or is of an unknown format."""
+def load(run_dir: Path | str, whole: bool = True) -> Run:
+    """Read a run directory; raises UserError where it is none, is damaged, or is of an unknown format.
+
+    Not `whole`: of one that is done nothing but result.json is read, which lacks curves, data and environment.
+    """
     path = Path(run_dir)
     check_format(path)
     result = read_json(path / "result.json")
-    folders = {int(p.name[5:]): p for p in path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()}
+    whole = whole or result.get("status") != "done"
+    folders = {} if not whole else {int(p.name[5:]): p for p in path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()}
     summaries = _summaries(result, folders)
     abouts = {s: found for s, folder in folders.items() if (found := read_json(folder / "matrix.json"))}
     seeds = tuple(
@@ -32,12 +37,12 @@ def load(run_dir: Path | str) -> Run:
     config = result.get("config") or _config(path)
     about, summary = next(iter(abouts.values()), {}), next(iter(summaries.values()), {})
     choices = result.get("choices") or {k[8:]: v for k, v in config.items() if k.startswith("choices.")}
-    mean, ci95 = _over_seeds(result, seeds)
+    mean, ci95 = _means(result, seeds)
     return Run(
         path=path,
         run_id=str(result.get("run_id") or path.resolve().name),
         label=str(result.get("label") or summary.get("label") or config.get("label") or path.resolve().name),
-        status=str(result.get("status") or "unfinished"),
+        status=str(result.get("status") or _ending(path)),
         stream=str(about.get("stream") or result.get("stream") or choices.get("stream") or "unknown stream"),
         scenario=str(about.get("scenario") or result.get("scenario") or config.get("stream.scenario") or ""),
         lower_is_better=bool(
@@ -208,16 +213,26 @@ def _config(path: Path) -> Json:
         raise UserError(f"{path / 'config.yaml'} cannot be read: {error}", seen=str(path)) from error
 
 
-def _over_seeds(result: Json, seeds: Sequence[Seed]) -> tuple[dict[str, float | None], dict[str, float | None]]:
+def _ending(path: Path) -> str:
+    """How a trial of a study ended, which has events of its own in place of a result."""
+    ends = [e.get("status") for e in read_events(path / "events.jsonl") if e.get("event") == "end"]
+    return str(ends[-1]) if ends else "unfinished"
+
+
+def _means(result: Json, seeds: Sequence[Seed]) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """Means and half widths: the recorded ones, else those over the seeds that are done."""
     done = [s for s in seeds if s.status == "done"]
     if result.get("mean") and {s.seed for s in done} == {s["seed"] for s in result["runs"] if s["status"] == "done"}:
         mean, ci95 = result["mean"], result.get("ci95") or {}
         return {k: number(v) for k, v in mean.items()}, {k: number(v) for k, v in ci95.items()}
+    return over_seeds(seeds)
+
+
+def over_seeds(seeds: Sequence[Seed]) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Means and half widths over the seeds that are done."""
+    done = [s for s in seeds if s.status == "done"]
     if not done:
         return {}, {}
     if len(done) == 1:
         return {**done[0].metrics, "seconds": done[0].seconds}, {}
-    from nested.metrics import over_seeds
-
-    return over_seeds([{**s.metrics, "seconds": s.seconds} for s in done], (*METRICS, "seconds"))
+    return metrics.over_seeds([{**s.metrics, "seconds": s.seconds} for s in done], (*METRICS, "seconds"))

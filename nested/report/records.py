@@ -70,6 +70,13 @@ class Run:
     mean: dict[str, float | None]
     ci95: dict[str, float | None]
     problems: tuple[str, ...] = ()
+    sources: tuple[Run, ...] = ()  # the runs of one configuration that this one stands for
+    tracked: str | None = None  # address of the tracker's page of it
+
+    @property
+    def directories(self) -> tuple[Run, ...]:
+        """One record for each run directory."""
+        return self.sources or (self,)
 
     @property
     def n(self) -> int:
@@ -140,5 +147,7 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 def visible(text: Any) -> str:
     """One line of text; control characters and lone surrogates, which no page or terminal should get, replaced."""
-    clean = str(text).encode("utf-8", "replace").decode("utf-8")
+    if (plain := str(text)).isprintable():
+        return plain
+    clean = plain.encode("utf-8", "replace").decode("utf-8")
     return "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in clean)

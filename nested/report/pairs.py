@@ -1,0 +1,126 @@
+"""Paired differences: a configuration against the baseline over the seeds that both have done.
+
+An equal seed means an equal class order, split and initial weights, so the difference of two runs of one seed is free
+of what the seeds themselves make different.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nested.errors import UserError, nearest
+from nested.metrics import interval
+from nested.report.groups import Group, Member
+from nested.report.records import Run, mean_of
+from nested.report.tables import Cell, Grid
+from nested.report.wording import NONE, heading, plus_minus
+
+PAIRED = ("learning_acc", "acc", "forgetting")
+
+
+class Pair(NamedTuple):
+    """The mean of the differences over `seeds` common seeds, the half width of its 95 percent interval, and p."""
+
+    seeds: int
+    difference: float
+    half: float | None  # None: one common seed
+    p: float | None  # two-sided, of a paired t-test; None where the differences do not vary, or there is one
+
+
+def paired(run: Run, baseline: Run, metric: str) -> Pair | None:
+    """`run` minus `baseline`; None without a common seed."""
+    ours, theirs = ({s.seed: s.metrics.get(metric) for s in r.done} for r in (run, baseline))
+    found = [
+        a - b for s in sorted(ours.keys() & theirs.keys()) if (a := ours[s]) is not None and (b := theirs[s]) is not None
+    ]
+    if not found:
+        return None
+    mean, half = interval(found)
+    assert mean is not None
+    return Pair(len(found), mean, half, _p_value(np.array(found)))
+
+
+def _p_value(differences: np.ndarray) -> float | None:
+    """Two-sided, by Student's t with n - 1 degrees of freedom."""
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if spread <= 1e-12 * float(np.abs(differences).max()):
+        return None
+    from scipy.special import stdtr
+
+    t = float(differences.mean()) / (spread / math.sqrt(len(differences)))
+    return float(2 * stdtr(len(differences) - 1, -abs(t)))
+
+
+def baselines(groups: Sequence[Group], name: str | None) -> list[Member]:
+    """The baseline of every group: the one that `name` names (a run's id, or a label, or its beginning), else the first.
+
+    Raises UserError for a name that means none of them, or several in one group.
+    """
+    found = [_called(group, name) if name else [] for group in groups]
+    if name and not any(found):
+        there = [m.label for g in groups for m in g.members]
+        text = f"{name!r} is not among what is compared: {'; '.join(there[:8])}{nearest(name, there)}"
+        raise UserError(text, key="--baseline", seen=name, allowed=there)
+    for hits in found:
+        if len(hits) > 1:
+            labels = [m.label for m in hits]
+            text = f"{name!r} begins {len(hits)} of them: {'; '.join(labels[:5])}; give more of it"
+            raise UserError(text, key="--baseline", seen=name, allowed=labels)
+    return [hits[0] if hits else group.members[0] for group, hits in zip(groups, found)]
+
+
+def _called(group: Group, name: str) -> list[Member]:
+    """The members that a name means: exactly, else by their beginning."""
+
+    def names(member: Member) -> list[str]:
+        return [member.label, *(r.run_id for r in member.run.directories), *(str(r.path) for r in member.run.directories)]
+
+    exact = [m for m in group.members if name.rstrip("/") in names(m)]
+    return exact or [m for m in group.members if any(n.startswith(name) for n in names(m))]
+
+
+def table(group: Group, baseline: Member) -> Grid | None:
+    """Every configuration against the baseline; None where there is no other."""
+    others = [m for m in group.members if m is not baseline]
+    rows = [_row(m, baseline.run, group.lower) for m in others]
+    if not rows:
+        return None
+    names = [text for metric in PAIRED for text in (heading(metric, group.lower), "p")]
+    tests = f", for no more than one of these {len(rows)} comparisons: with more, some are small by chance"
+    remark = (
+        "Each minus the baseline, seed by seed, over the seeds that both have done: mean ± 95 percent interval "
+        f"(Student t). p: two-sided paired t-test{tests if len(rows) > 1 else ''}. FLOPs: times the baseline's."
+    )
+    return Grid(("run", "common seeds", *names, "FLOPs"), tuple(rows), remark)
+
+
+def _row(member: Member, baseline: Run, lower: bool) -> tuple[Cell, ...]:
+    found = [paired(member.run, baseline, metric) for metric in PAIRED]
+    cells = [Cell(member.label, slot=member.slot, head=True), Cell(str(n := _common(found)), n)]
+    for pair in found:
+        if pair is None:
+            cells += [Cell(NONE), Cell(NONE)]
+            continue
+        text = plus_minus(pair.difference, pair.half, lower)
+        cells += [Cell(text if text.startswith("-") else f"+{text}", pair.difference), Cell(p_value(pair.p), pair.p)]
+    ratio = cost_ratio(member.run, baseline)
+    return (*cells, Cell(NONE if ratio is None else f"× {ratio:.3g}", ratio))
+
+
+def _common(found: Sequence[Pair | None]) -> int:
+    return max((pair.seeds for pair in found if pair), default=0)
+
+
+def cost_ratio(run: Run, baseline: Run) -> float | None:
+    """FLOPs, times the baseline's."""
+    ours, theirs = (mean_of(r.cost("flops")) for r in (run, baseline))
+    return ours / theirs if ours is not None and theirs else None
+
+
+def p_value(p: float | None) -> str:
+    """Two figures, and never a plain zero."""
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"

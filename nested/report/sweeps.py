@@ -1,0 +1,153 @@
+"""Sweeps: configurations that differ only in a rate or in a period make one line of the frontier.
+
+Rates and periods are known by the names of their config values. Values that go up together (the periods of several
+levels) are one sweep; where two go their own ways, there is a line along one of them for each value of the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nested.report.groups import UNTOLD, Group, Member, labelled
+from nested.report.records import mean_of
+
+RATES = ("lr", "lr_scale", "lr_ratio", "eta")
+PERIODS = ("period_steps", "chunk_tokens", "base", "ratio")
+ENOUGH = 5  # points of a frontier
+COMMON = ("model", "method", "levels")  # choices by which a sweep of several labels is called
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Members in the order of what is swept; a configuration by itself has no keys."""
+
+    label: str
+    slot: int
+    members: tuple[Member, ...]
+    keys: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What is swept: `optim.lr`, or `levels.*.period_steps`."""
+        parts = [k.split(".") for k in self.keys]
+        if len({len(p) for p in parts}) > 1:
+            return ", ".join(self.keys)
+        return ".".join(a.pop() if len(a) == 1 else "*" for a in map(set, zip(*parts)))
+
+    @property
+    def values(self) -> list[Any]:
+        """The swept values, in order."""
+        return [m.run.config.get(self.keys[0]) for m in self.members] if self.keys else []
+
+    @property
+    def flops(self) -> list[float]:
+        """FLOPs of every member that knows them, means over its seeds."""
+        return [f for m in self.members if (f := mean_of(m.run.cost("flops"))) is not None]
+
+
+def sweeps(group: Group) -> list[Sweep]:
+    """Every member of the group in exactly one sweep, in the order of the first of each."""
+    families: dict[str, list[Member]] = {}
+    for member in group.members:
+        families.setdefault(_rest(member), []).append(member)
+    found = [line for members in families.values() for line in _lines(members)]
+    order = {m.label: k for k, m in enumerate(group.members)}
+    return _named(sorted(found, key=lambda s: min(order[m.label] for m in s.members)))
+
+
+def _rest(member: Member) -> str:
+    """All of a config that is neither rate nor period, nor of no influence."""
+    config = member.run.config
+    if not config:
+        return member.label
+    kept = {k: v for k, v in config.items() if v is not None and not k.startswith(UNTOLD) and not swept(k)}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def swept(key: str) -> bool:
+    """Whether a config value is a rate or a period."""
+    name = key.rpartition(".")[2]
+    return name in RATES or (name in PERIODS and key.startswith("levels."))
+
+
+def _lines(members: Sequence[Member]) -> Iterator[Sweep]:
+    """Members that are equal but for rates and periods, as lines along the one that has the most values."""
+    columns = {k: [_plain(m.run.config.get(k)) for m in members] for m in members for k in m.run.config if swept(k)}
+    varied = {k: column for k, column in sorted(columns.items()) if len(set(column)) > 1}
+    if not varied:
+        yield from map(_alone, members)
+        return
+    axis = max(varied, key=lambda k: len(set(varied[k])))
+    tied = tuple(k for k in varied if k == axis or _tied(axis, k, members))
+    others = [k for k in varied if k not in tied]
+    lines: dict[tuple[str, ...], list[Member]] = {}
+    for member in members:
+        lines.setdefault(tuple(_plain(member.run.config.get(k)) for k in others), []).append(member)
+    for line in lines.values():
+        yield from _line(line, axis, (axis, *(k for k in tied if k != axis)))
+
+
+def _line(members: Sequence[Member], axis: str, keys: tuple[str, ...]) -> Iterator[Sweep]:
+    """One line; where a value is there twice (under two labels), one for each label."""
+    values = [_plain(m.run.config.get(axis)) for m in members]
+    if len(members) > 1 and len(set(values)) == len(values):
+        ordered = tuple(sorted(members, key=lambda m: _place(m.run.config.get(axis))))
+        yield Sweep(_called(ordered), ordered[0].slot, ordered, keys)
+        return
+    by: dict[str, list[Member]] = {}
+    for member in members:
+        by.setdefault(member.run.label, []).append(member)
+    for same in by.values():
+        yield from _line(same, axis, keys) if 1 < len(same) < len(members) else map(_alone, same)
+
+
+def _tied(axis: str, key: str, members: Sequence[Member]) -> bool:
+    """Whether two values of one name go up together, and nowhere apart."""
+    if axis.rpartition(".")[2] != key.rpartition(".")[2]:
+        return False
+    pairs = sorted({(_place(m.run.config.get(axis)), _place(m.run.config.get(key))) for m in members})
+    return all(a[0] < b[0] and a[1] < b[1] for a, b in zip(pairs, pairs[1:]))
+
+
+def _place(value: Any) -> tuple[float, str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (float(value), "") if number else (float("inf"), str(value))
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _alone(member: Member) -> Sweep:
+    return Sweep(member.label, member.slot, (member,))
+
+
+def _called(members: Sequence[Member]) -> str:
+    run = members[0].run
+    if len({m.run.label for m in members}) == 1:
+        return run.label
+    return " ".join(str(run.choices[g]) for g in COMMON if g in run.choices) or run.label
+
+
+def _named(found: Sequence[Sweep]) -> list[Sweep]:
+    """Equal names told apart by what else differs."""
+    lines = [s for s in found if s.keys]
+    stand_ins = [
+        replace(s.members[0].run, label=s.label, config={k: v for k, v in s.members[0].run.config.items() if k not in s.keys})
+        for s in lines
+    ]  # fmt: skip
+    names = iter(labelled(stand_ins))
+    return [replace(s, label=next(names)) if s.keys else s for s in found]
+
+
+def front(points: Iterable[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
+    """The Pareto front of (cost, score), from cheap to dear: no other is as cheap and as good, and better in one."""
+    best, kept = None, []
+    for cost, score in sorted(points, key=lambda p: (p[0], p[1] if lower else -p[1])):
+        if best is None or (score < best if lower else score > best):
+            best = score
+            kept.append((cost, score))
+    return kept

@@ -1,0 +1,57 @@
+"""Who proposes the next values: Optuna's samplers, each made anew for one trial from (seed, trial number).
+
+So what a trial is given depends on the trials before it alone, not on which worker asks or on a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nested.errors import UserError
+from nested.tuning.space import Dimension
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+    from nested.tuning.settings import Tune
+
+POPULATION = 10  # of NSGA-II: Optuna's 50 is longer than most studies, whose trials would all be random
+
+
+def seed_of(seed: int, number: int) -> int:
+    """A seed for one trial, unlike those of its neighbours."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest(), "big")
+
+
+def sampler(tune: Tune, number: int) -> BaseSampler:
+    """The sampler of trial `number`."""
+    from optuna import samplers
+
+    seed = seed_of(tune.seed, number)
+    if tune.sampler == "tpe":
+        return samplers.TPESampler(seed=seed)
+    if tune.sampler == "gp":
+        return samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    if tune.sampler == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+    if tune.sampler == "cmaes":
+        return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    return samplers.RandomSampler(seed=seed)  # also of a grid, whose trials have all their values already
+
+
+def check(tune: Tune, dimensions: Sequence[Dimension], objectives: int) -> None:
+    """Raise UserError for a sampler that cannot search this space, or is not installed."""
+    if tune.sampler != "cmaes":
+        return
+    if objectives > 1:
+        text = "CMA-ES knows one objective; take tpe, gp or nsga2 for several"
+        raise UserError(text, key="tune.sampler", seen="cmaes", allowed=["tpe", "gp", "nsga2", "random", "grid"])
+    if not any(d.choices is None for d in dimensions):
+        text = "CMA-ES knows numbers only, and the space has none but choices; take tpe"
+        raise UserError(text, key="tune.sampler", seen="cmaes", allowed=["tpe", "gp", "nsga2", "random", "grid"])
+    if importlib.util.find_spec("cmaes") is None:
+        text = "CMA-ES needs the package cmaes: pip install 'nested-cl[cmaes]'"
+        raise UserError(text, key="tune.sampler", seen="cmaes", allowed=["tpe", "gp", "nsga2", "random", "grid"])

@@ -1,0 +1,276 @@
+"""The story of a search, top to bottom: words of the command line -> checks -> a study -> workers -> what was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nested import rundir
+from nested.config import flatten
+from nested.errors import UserError
+from nested.settings import Config
+from nested.signature import locate
+from nested.tuning import launcher, pruning, samplers, space, storage
+from nested.tuning.founding import create, difference, spec
+from nested.tuning.objective import Objective, objective
+from nested.tuning.settings import Request, request
+from nested.tuning.study import RECORD, Study
+from nested.tuning.workers import RUNNER, crewed, name_of_worker, stoppable, work
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a study stands."""
+
+    study: Study
+    best: tuple[FrozenTrial, ...]  # one, or the Pareto front; without any, no trial is whole and within the budget
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        trials = self.study.trials()
+        counts = {s.lower(): sum(t.state.name == s for t in trials) for s in STATES}
+        counts["waiting"] += self.study.n_trials - len(trials)  # slots not made yet
+        return {
+            "study": self.study.name, "path": str(self.study.path), "trials": self.study.n_trials, **counts,
+            "objective": list(self.study.objective.names), "directions": list(self.study.objective.directions),
+            "best": [{"trial": t.number, "values": t.values, "params": t.params} for t in self.best],
+        }  # fmt: skip
+
+
+GO_ON = "interrupted, everything is saved; to go on, give the same command again"
+STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+
+
+def tune(words: Iterable[str], config_dir: str | Path | None, say: Say, runner: str = RUNNER) -> Found:
+    """Begin a study or continue it, to the end.
+
+    Raises UserError before anything is trained, KeyboardInterrupt when it is stopped: the same command goes on.
+    """
+    from nested import tracking
+    from nested.run import check, rehearse
+
+    asked = request(words, config_dir)
+    config = asked.config()
+    check(config)
+    rundir.check_writable(config.runs)
+    tracking.check(config.tracking, config.runs)
+    if asked.launcher:
+        launcher.check(asked.launcher)
+    dimensions = space.fitted(space.read(asked.tune.space), asked.config)
+    stream = rehearse(config)
+    n = min(len(stream.experiences), asked.tune.prefix or len(stream.experiences))
+    sought = objective(asked.tune.objective, asked.tune.budget, n, _ordered(config), stream.lower_is_better)
+    pruning.check(asked.tune, len(sought.names), len(config.seed_list()))
+    samplers.check(asked.tune, dimensions, len(sought.names))
+    study = founded(asked, config, dimensions, sought, n, say)
+    with tracking.sender(study.path, config.tracking):
+        try:
+            _worked(study, asked, say, runner)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(GO_ON) from None
+        finally:
+            conclude(study)
+    say(verdict(study))
+    return found(study)
+
+
+def _ordered(config: Config) -> bool:
+    """Whether the method learns one experience after the other."""
+    return bool(getattr(locate(config.method["_target_"], "method._target_"), "ordered", True))
+
+
+def founded(
+    asked: Request, config: Config, dimensions: Sequence[space.Dimension], sought: Objective, n: int, say: Say
+) -> Study:
+    """The study with all its slots. Raises UserError where the one that is there is another, or has more trials."""
+    path = Path(config.runs).expanduser().resolve() / asked.name(config)
+    first, notes = space.defaults(dimensions, config)
+    fixed = [first]
+    if asked.tune.sampler == "grid":
+        fixed = space.grid(dimensions, first)
+        if fixed[0] != first:
+            notes = [*notes, "the default configuration is no point of the grid, and is not among its trials"]
+    wanted = len(fixed) if asked.tune.sampler == "grid" else asked.tune.n_trials
+    uri = storage.address(asked.tune.storage, path)
+    if uri != storage.without_password(uri):
+        os.environ[storage.VARIABLE] = uri  # for this process and those it starts: it is recorded nowhere
+    study = create(path, asked, config, dimensions, sought, n, fixed, wanted, not notes)
+    for note in [] if study.trials() else notes:
+        say(note)
+    study.fill()
+    return study
+
+
+def _worked(study: Study, asked: Request, say: Say, runner: str) -> None:
+    """Let the workers do it."""
+    news = News(study, say)
+    if study.finished():
+        return
+    if asked.launcher:
+        launched = launcher.launched
+        launched(study, asked.workers, asked.launcher, news.tell, runner)
+    elif asked.workers > 1:
+        with stoppable():
+            crewed(study, asked.workers, news.tell, runner)
+    else:
+        with stoppable():
+            work(study, locate(runner, "runner"), name_of_worker(), news.tell)
+    news.tell()
+
+
+def join(path: Path, config_dir: str | None, say: Say, uri: str | None = None) -> Found:
+    """Work on a study that exists, from anywhere that sees its directory and reaches its storage, until none is left.
+
+    Raises UserError where its command composes another config here.
+    """
+    if uri:
+        os.environ[storage.VARIABLE] = uri
+    study = Study(path)
+    if config_dir:
+        study.request = Request.from_dict({**study.request.as_dict(), "config_dir": str(Path(config_dir).resolve())})
+    here = spec(study.request, study.request.config(), study.dimensions, study.objective)
+    changed = difference(study.record["spec"], here)
+    if changed:
+        shown = "; ".join(f"{k}: recorded {a!r}, here {b!r}" for k, (a, b) in changed.items())
+        raise UserError(f"conf/ is another one here: {shown}; use the same version", key="study", seen=list(changed))
+    try:
+        with stoppable():
+            work(study, locate(RUNNER, "runner"), name_of_worker(), News(study, say).tell)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(GO_ON) from None
+    finally:
+        conclude(study)
+    return found(study)
+
+
+def place(words: Sequence[str]) -> tuple[str, str]:
+    """`STUDY [runs=DIR]` of a verb about a study: its name, "" without one, and the directory of runs."""
+    names = [w for w in words if "=" not in w]
+    runs = [w.partition("=")[2] for w in words if w.startswith("runs=")]
+    if len(names) > 1 or len(names) + len(runs) < len(words):
+        raise UserError(f"STUDY [runs=DIR] is needed, not {' '.join(words)!r}", key="study", seen=list(words))
+    return (names or [""])[0], (runs or ["runs"])[-1]
+
+
+def named(name: str, runs: str | Path) -> Study:
+    """A study by name, path, or the beginning of a name. Raises UserError with those there are."""
+    there = sorted(p.parent.name for p in Path(runs).expanduser().glob(f"*/{RECORD}"))
+    if not name:
+        text = f"a name is needed; studies in {runs}: {', '.join(there) or 'none'}"
+        raise UserError(text, key="study", seen=name, allowed=there)
+    return Study(rundir.find(name, runs))
+
+
+class News:
+    """One line for each trial that has ended since it was last told, with the best so far."""
+
+    def __init__(self, study: Study, say: Say):
+        self.study, self.say = study, say
+        self.known = {t.number for t in study.trials("COMPLETE", "PRUNED", "FAIL")}
+
+    def tell(self) -> None:
+        for trial in self.study.trials("COMPLETE", "PRUNED", "FAIL"):
+            if trial.number not in self.known:
+                self.known.add(trial.number)
+                self.say(f"{line(self.study, trial)}  |  {best_line(self.study)}")
+
+
+def line(study: Study, trial: FrozenTrial) -> str:
+    """A trial in one line: values, parameters, and how it ended where it is not whole."""
+    values = numbers(study, trial.values) if trial.state.name == "COMPLETE" else ""
+    params = " ".join(f"{k}={_short(v)}" for k, v in trial.params.items())
+    ended = {"COMPLETE": "", "FAIL": f"failed: {trial.user_attrs.get('reason')}"}
+    pruned = f"pruned after {reached(trial)} of {len(study.seeds) * study.experiences} experiences"
+    over = "" if pruning.within_budget(trial) else "over budget"
+    parts = (f"trial {trial.number}", values, params, ended.get(trial.state.name, pruned), over)
+    return "  ".join(p for p in parts if p)
+
+
+def reached(trial: FrozenTrial) -> int:
+    """Experiences, over all seeds, after which a trial was looked at."""
+    steps = [*trial.intermediate_values, *(int(k[3:]) for k in trial.user_attrs if k.startswith("at/"))]
+    return max(steps, default=-1) + 1
+
+
+def numbers(study: Study, values: Sequence[float] | None) -> str:
+    return " ".join(f"{n} {_short(v)}" for n, v in zip(study.objective.names, values or []))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def best(study: Study) -> tuple[FrozenTrial, ...]:
+    """The best whole trial within the budget, or the Pareto front; none where there is no such."""
+    seen = study.optuna()
+    if not study.objective.single:
+        return tuple(seen.best_trials)
+    try:
+        return (seen.best_trial,)
+    except ValueError:
+        return ()
+
+
+def best_line(study: Study) -> str:
+    first = best(study)
+    if not first:
+        return "none whole yet" if not study.objective.budget else "none whole and within the budget yet"
+    if not study.objective.single:
+        return f"Pareto front: trials {', '.join(str(t.number) for t in first)}"
+    return f"best: trial {first[0].number}, {numbers(study, first[0].values)}"
+
+
+def found(study: Study) -> Found:
+    return Found(study, best(study))
+
+
+def verdict(study: Study) -> str:
+    """What came of the study, beside its defaults."""
+    first, default = best(study), study.trials()[0]
+    said = f"{study.name}: {best_line(study)}"
+    if not first or not study.record["defaults_first"]:
+        return said
+    if default.state.name != "COMPLETE":
+        return f"{said}; the defaults are trial 0, which is not whole: {line(study, default)}"
+    if default.number in [t.number for t in first]:
+        return f"{said}, the defaults" if study.objective.single else f"{said}; the defaults, trial 0, are on it"
+    return f"{said}; the defaults (trial 0): {numbers(study, default.values)}"
+
+
+def conclude(study: Study) -> None:
+    """Write `result.json`: how the study stands, for pages and trackers."""
+    values, record = found(study).as_json(), study.record
+    status = "done" if study.finished() else "interrupted"
+    config = flatten(rundir.read_config(study.path))
+    rundir.write_json(
+        study.path / "result.json",
+        {
+            "format": 1, "kind": "study", "run_id": study.name, "label": study.name, "status": status,
+            "stream": record["choices"].get("stream"), "scenario": config.get("stream.scenario"),
+            "seeds": study.seeds, "config": {k: v for k, v in config.items() if not k.startswith("choices.")},
+            "choices": record["choices"], "runs": [], "mean": _means(study), "ci95": {}, "problems": [],
+            **{k: values[k] for k in ("trials", "objective", "directions", "best")},
+        },
+    )  # fmt: skip
+
+
+def _means(study: Study) -> dict[str, float]:
+    """The best trial's values, for the study's run in a tracker."""
+    first = best(study) if study.objective.single else ()
+    return {f"best/{n}": v for t in first for n, v in zip(study.objective.names, t.values)}
+
+
+def show(study: Study) -> list[str]:
+    """Every trial in a line, and the verdict."""
+    counts = found(study).as_json()
+    standing = ", ".join(f"{counts[s.lower()]} {s.lower()}" for s in STATES if counts[s.lower()])
+    ended = [line(study, t) for t in study.trials("COMPLETE", "PRUNED", "FAIL")]
+    return [f"{study.name}: {counts['trials']} trials: {standing}", *ended, verdict(study)]

@@ -1,0 +1,163 @@
+"""One trial: the values it is given, its config, its runs, and how it ended.
+
+The trial's directory has events of its own for a tracker: start, params, tags, numbers after each experience, end with
+done, pruned or failed.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nested import rundir
+from nested.errors import NestedError, Pruned, UserError
+from nested.rundir import SeedDir
+from nested.settings import Config
+from nested.tuning import pruning
+from nested.tuning.objective import Unavailable, mean
+from nested.tuning.space import override
+from nested.tuning.study import Study
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+UNEXPECTED = "unexpected"
+WORDS = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
+SHOWN = ("acc", "learning_acc", "forgetting", "flops", "parameter_updates", "seconds")  # kept for every trial
+
+
+class Outcome(Protocol):
+    """What a runner returns: `nested.result.Result` is one."""
+
+    status: str
+    problems: list[str]
+
+    @property
+    def runs(self) -> Sequence[Mapping[str, Any]]:
+        """The summaries of its seeds."""
+        ...
+
+
+AfterRow = Callable[[int, int, dict[str, Any]], None]
+Runner = Callable[[Config, Path, AfterRow], Outcome]
+
+
+class Busy(NestedError):
+    """Another worker has this trial: it writes its runs, or has ended it since this one was believed dead."""
+
+
+def run(study: Study, trial: Trial, worker: str, runner: Runner) -> str:
+    """Run a trial to its end; returns how it ended: done, pruned, failed (with the user attribute `reason`), or broken.
+
+    A config that cannot be and a run that diverges are failed trials; so is an error in the code that is searched,
+    returned as broken. Raises Busy, Interrupted (a KeyboardInterrupt), and NestedError or OSError when the machine
+    failed: the trial can then go on.
+    """
+    path = study.directory(trial.number)
+    path.mkdir(exist_ok=True)
+    _check_free(path)
+    events = SeedDir(path)
+    params = {d.path: d.suggest(trial) for d in study.dimensions}
+    events.event("start", run_id=study.name, label=f"{study.record['label']} trial {trial.number}", trial=trial.number)
+    events.event("params", values=params)
+    events.event("tags", values={**study.record["choices"], "study": study.name, "trial": trial.number})
+    state, values, reason = _attempt(study, trial, params, events, runner)
+    told = dict(zip(study.objective.names, values or []))
+    more = {"problem": reason} if reason else {}
+    events.event("end", status=WORDS[state], values={f"objective/{k}": v for k, v in told.items()}, **more)
+    study.tell(trial, worker, state, values, reason)
+    return "broken" if reason and reason.startswith(UNEXPECTED) else WORDS[state]
+
+
+def _check_free(path: Path) -> None:
+    try:
+        with rundir.locked(path):
+            pass
+    except UserError as error:
+        raise Busy(error.message) from None
+
+
+Ended = tuple[str, list[float] | None, str | None]
+
+
+def _attempt(study: Study, trial: Trial, params: Mapping[str, Any], events: SeedDir, runner: Runner) -> Ended:
+    """(state, values, what went wrong)."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    watch = Watch(study, trial, events)
+    try:
+        config = study.request.config([override(k, v) for k, v in params.items()])
+        outcome = runner(config, events.path, watch.after_row)
+        return _judged(study, trial, outcome)
+    except (UserError, Unavailable) as error:
+        return "FAIL", None, str(error)
+    except UpdateFinishedTrialError as error:
+        raise Busy(str(error)) from None
+    except (NestedError, OSError):
+        raise
+    except Exception as error:  # of a component, with these values
+        traceback.print_exc()
+        return "FAIL", None, f"{UNEXPECTED} {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _judged(study: Study, trial: Trial, outcome: Outcome) -> Ended:
+    """What the runs came to: the budget's excess is told of pruned trials too, for what they spent until then."""
+    if outcome.status not in ("done", "pruned"):
+        return "FAIL", None, "; ".join(outcome.problems) or outcome.status
+    runs = outcome.runs
+    trial.set_user_attr("summary", {name: _known(name, runs) for name in SHOWN})
+    for name, excess in study.objective.excess(runs).items():
+        if name not in trial.constraints:  # not told by a worker that died then
+            trial.set_constraint(name, excess)
+    if outcome.status == "pruned":
+        return "PRUNED", None, None
+    return "COMPLETE", study.objective.of_runs(runs), None
+
+
+def _known(name: str, runs: Sequence[Mapping[str, Any]]) -> float | None:
+    try:
+        return mean(name, runs)
+    except Unavailable:
+        return None
+
+
+class Watch:
+    """Told after each experience how a seed does; records it, and ends the trial when it is not worth continuing."""
+
+    def __init__(self, study: Study, trial: Trial, events: SeedDir):
+        self.study, self.trial, self.events = study, trial, events
+        self.reported = set(study.storage.get_trial(trial._trial_id).intermediate_values)
+
+    def after_row(self, seed: int, row: int, values: dict[str, Any]) -> None:
+        """Raises Pruned."""
+        n, place = self.study.experiences, self.study.seeds.index(seed)
+        step = place * n + values["experience"]
+        known = {k: v for k, v in values.items() if isinstance(v, int | float) and k != "experience"}
+        self.events.metrics(step, known)
+        told = self.study.objective.so_far(values)
+        tune = self.study.request.tune
+        if not self.study.objective.single:
+            self._compare(step, told)
+        elif tune.pruner != "wilcoxon":
+            self._report(step, told[0])
+        elif values["experience"] == n - 1:
+            self._report(place, told[0])  # one value for each seed
+
+    def _report(self, step: int, value: float | None) -> None:
+        if value is None:
+            return
+        if step not in self.reported:  # else a run that goes on says again what it said
+            self.trial.report(value, step)
+        if self.trial.should_prune():
+            raise Pruned(f"step {step}")
+
+    def _compare(self, step: int, values: list[float | None]) -> None:
+        self.trial.set_user_attr(pruning.at(step), values)
+        tune = self.study.request.tune
+        if tune.pruner == "none" or step < tune.warmup:
+            return
+        others = pruning.reached(self.study.trials("COMPLETE", "PRUNED"), step)
+        if pruning.dominated(values, others, self.study.objective.directions, tune):
+            raise Pruned(f"step {step}")
