@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
+from nested.cells import outcomes
 from nested.rundir import write_atomic
 
 Row = dict[str, Any]
@@ -91,28 +91,3 @@ def _cut(file: Path) -> None:
         if not content.endswith(b"\n"):
             held.truncate(content.rfind(b"\n") + 1)
             print(f"{file}: its last line was not finished and is cut off", file=sys.stderr)
-
-
-def outcomes(one: Callable[[Any], Any], cells: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """(cell, what it gave or the exception) as each comes; every process is a pool, so a kill is of a known cell."""
-    left, running = list(reversed(cells)), dict[Future[Any], tuple[ProcessPoolExecutor, Any]]()
-    idle = [_process() for _ in range(min(workers, len(left)))]
-    while left or running:
-        while left and idle:
-            pool, cell = idle.pop(), left.pop()
-            try:
-                future = pool.submit(one, cell)
-            except BrokenExecutor:  # killed in its last cell, or after it
-                pool = _process()
-                future = pool.submit(one, cell)
-            running[future] = pool, cell
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            pool, cell = running.pop(future)
-            idle.append(pool)
-            yield cell, future.exception() or future.result()
-    for pool in idle:
-        pool.shutdown()
-
-
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, get_context("spawn"))

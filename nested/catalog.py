@@ -19,19 +19,21 @@ from nested.errors import UserError, unknown
 from nested.levels import LevelConfig
 from nested.settings import Components, Groups, Tracking, Trainer
 from nested.signature import Argument, arguments, locate, spell, takes, wants_maker
+from nested.tuning.settings import Launcher, Tune
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-Schemas: dict[str, type] = {"trainer": Trainer, "tracking": Tracking}
+Schemas: dict[str, type] = {"trainer": Trainer, "tracking": Tracking, "tune": Tune, "launcher": Launcher}
+Known = (*Groups, "tune", "launcher")
 HOPS = 4  # re-exports followed to find a definition
 
 
 def listing(group: str | None = None, config_dir: str | Path | None = None) -> list[tuple[str, str, str]]:
     """(group, choice, sentence) of everything that can be chosen, no component being imported. Raises UserError."""
-    if group is not None and group not in Groups:
-        raise unknown("group", group, Groups, "list")
-    return [row for g in ([group] if group else Groups) for row in _sentences(g, config_dir)]
+    if group is not None and group not in Known:
+        raise unknown("group", group, Known, "list")
+    return [row for g in ([group] if group else Known) for row in _sentences(g, config_dir)]
 
 
 def _sentences(group: str, config_dir: str | Path | None) -> list[tuple[str, str, str]]:
@@ -132,8 +134,8 @@ def _file(group: str, choice: str, config_dir: str | Path | None) -> Path:
 
 def describe(group: str, choice: str, config_dir: str | Path | None = None) -> tuple[Group, dict[str, Any]]:
     """One choice for the terminal and as plain values: keys, values, types, bounds, source. Raises UserError."""
-    if group not in Groups:
-        raise unknown("group", group, Groups, "show")
+    if group not in Known:
+        raise unknown("group", group, Known, "show")
     file = _file(group, choice, config_dir)
     about: dict[str, Any] = {"group": group, "choice": choice, "file": str(file), "summary": sentence(file)}
     if group == "recipe":
@@ -158,7 +160,18 @@ def _explained(group: str, section: Mapping[str, Any], comments: Mapping[str, st
         return {"target": target, **_source(function), "keys": _component_rows(group, section, comments)}
     schema = Schemas[group]
     notes = {**comments, **_field_comments(schema)}
-    return {**_source(schema), "keys": _rows(group, arguments(schema), section, notes)}
+    return {**_source(schema), "keys": [*_rows(group, arguments(schema), section, notes), *_dimensions(section, notes)]}
+
+
+def _dimensions(section: Mapping[str, Any], comments: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One row for each value that a search varies."""
+    return [
+        {
+            "key": f"tune.space.{path}", "value": bounds, "default": None, "needed": False, "type": "range or choices",
+            "help": comments.get(f"space.{path}", ""),
+        }
+        for path, bounds in (section.get("space") or {}).items()
+    ]  # fmt: skip
 
 
 def _component_rows(where: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -220,7 +233,7 @@ def _comments(text: str) -> dict[str, str]:
     """Dotted name -> the comment at the end of the line that sets it; what is indented lies below."""
     comments: dict[str, str] = {}
     path: list[tuple[int, str]] = []  # indentation and name of each section that a line is in
-    for found in re.finditer(r"^( *)(\w+)\s*:(?:[^#\n]*?(?<=\s)#\s*(.+))?", text, re.MULTILINE):
+    for found in re.finditer(r"^( *)([\w.]+)\s*:(?:[^#\n]*?(?<=\s)#\s*(.+))?", text, re.MULTILINE):
         path = [above for above in path if above[0] < len(found[1])] + [(len(found[1]), found[2])]
         if found[3]:
             comments[".".join(name for _, name in path)] = found[3].strip()

@@ -304,8 +304,11 @@ def resume(
     """Continue the run at `path`, with the recorded config.
 
     Overrides may change what has no influence on the numbers (checkpoints, tracking, progress). Raises UserError with
-    the difference for any other.
+    the difference for any other, and for a study.
     """
+    if (path / "study.json").is_file():
+        text = f"{path.name} is a study; the command that made it continues it, as does nested worker {path.name}"
+        raise UserError(text, key="resume", seen=path.name)
     recorded = from_dict(rundir.read_config(path))
     asked = amend(recorded, overrides, config_dir)
     changed = {k: v for k, v in config_difference(recorded, asked).items() if not k.startswith(FREE)}

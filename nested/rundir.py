@@ -160,7 +160,12 @@ def all_runs(runs: str | Path) -> list[Path]:
 
 
 def status(path: Path) -> str:
-    """How a run stands, in words: what `result.json` says, or that there is none yet."""
+    """How a run stands, in words: what `result.json` says, or that there is none yet; of a study how many trials."""
+    if (path / "study.json").is_file():
+        wanted = read_json(path / "study.json")["n_trials"]
+        last = (read_events(p)[-1:] for p in path.glob("trial-*/events.jsonl"))
+        ended = sum(event["event"] == "end" for events in last for event in events)
+        return f"study, {ended} of {wanted} trials"
     file = path / "result.json"
     if not file.is_file():
         return "unfinished"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -27,6 +30,12 @@ class ScoreMatrix(Metric):
         """Add `total` (correct answers or positions, or summed loss) of `count` to a cell."""
         self.sums[row, column] += total
         self.counts[row, column] += count
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; what was counted before a stop is an update, or torchmetrics warns that there was none."""
+        found = super().load_state_dict(state_dict, strict, assign)
+        self._update_count = 1
+        return found
 
     def compute(self) -> Tensor:
         """(rows, columns) float64: sum / count, NaN where nothing was counted."""

@@ -283,8 +283,8 @@ def sync(run_dir: Path, settings: Tracking) -> Sent:
     if not settings.enabled:
         how = f"to send it nevertheless write tracking.enabled: true in {run_dir / 'config.yaml'}"
         raise UserError(f"{run_dir.name} was made with tracking off; {how}", key="tracking.enabled", seen=False)
-    if run_dir.name.startswith("seed-") and (run_dir.parent / "FORMAT").is_file():
-        run_dir = run_dir.parent  # a seed is sent with its run
+    if outbox.is_child(run_dir) and (run_dir.parent / "FORMAT").is_file():
+        run_dir = run_dir.parent  # a seed is sent with its run, a trial with its study
     check(settings, run_dir.parent)
     one = Sender(run_dir, settings, follow=False)
     one.start()

@@ -21,6 +21,7 @@ from nested.rundir import read_json, write_json
 EVENTS = "events.jsonl"
 RUN_FILES = ("config.yaml", "result.json", "report.html", "figures/*.png")
 SEED_FILES = ("config.yaml", "environment.json", "matrix.json", "matrix.csv", "matrix.png")
+CHILDREN = ("seed-", "trial-")  # of a run, and of a study; a trial's own seeds are no runs of the store
 BLOCK = 1 << 16  # bytes of events sent between two notes of how far we are: about one call's metrics
 SEAL = 4096  # bytes before the offset by which a rewritten events file is recognised
 
@@ -78,14 +79,20 @@ def locked(path: Path, seconds: float, owner: str) -> Iterator[None]:
         yield
 
 
-def seeds(run_dir: Path) -> list[Path]:
-    """Seed directories that have begun, in order of seed."""
-    return sorted((p.parent for p in run_dir.glob(f"seed-*/{EVENTS}")), key=lambda p: (len(p.name), p.name))
+def children(run_dir: Path) -> list[Path]:
+    """Directories of seeds, or of a study's trials, that have begun, in order of their numbers."""
+    found = (p.parent for kind in CHILDREN for p in run_dir.glob(f"{kind}*/{EVENTS}"))
+    return sorted(found, key=lambda p: (len(p.name), p.name))
+
+
+def is_child(directory: Path) -> bool:
+    """Whether it is a seed's or a trial's, by its name."""
+    return directory.name.startswith(CHILDREN)
 
 
 def directories(run_dir: Path) -> list[Path]:
-    """Every directory that is a run of the store: the seeds, then the run itself; none when nothing has begun."""
-    begun = seeds(run_dir)
+    """Every directory that is a run of the store: the children, then the run itself; none when nothing has begun."""
+    begun = children(run_dir)
     own = [run_dir] if begun or (run_dir / EVENTS).exists() or (run_dir / "result.json").exists() else []
     return [*begun, *own]
 
@@ -134,7 +141,7 @@ def seal(path: Path, offset: int) -> str:
 
 def changed_files(directory: Path, memory: Memory) -> dict[str, str]:
     """Path -> stamp of every file a tracker wants that is not there as it is now; never one outside `directory`."""
-    patterns = RUN_FILES if not directory.name.startswith("seed-") else SEED_FILES
+    patterns = SEED_FILES if is_child(directory) else RUN_FILES
     paths = {p for pattern in patterns for p in directory.glob(pattern)} | {directory / name for name in memory.files}
     found = {}
     for path in sorted(paths):

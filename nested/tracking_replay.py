@@ -1,4 +1,6 @@
-"""A run directory told to MLflow: one parent run, one child run for each seed. Telling it twice changes nothing.
+"""A run directory told to MLflow: one parent run, one child run for each seed, or for each trial of a study.
+
+Telling it twice changes nothing.
 
 A run is looked up by its tag `nested.id` before it is made; metrics carry the times of their events, so that the store
 knows a point it has; parameters are written once; files replace themselves.
@@ -28,7 +30,8 @@ METRICS_A_CALL = 1000  # the store's limit
 WORDS_A_CALL = 20  # params or tags: 8000 characters of up to 6 bytes each, in a request of at most 1 MB
 DATASETS_A_CALL = 100
 NAME, VALUE, DIGEST = 250, 6000, 36  # longest name, value of a param or tag, digest that the store takes
-STATUS = {"done": "FINISHED", "interrupted": "KILLED"}  # any other end is FAILED
+STATUS = {"done": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}  # any other end is FAILED
+OWN_TAGS = ("nested.status", "trial")  # of a child, that say nothing of the run
 T = TypeVar("T")
 
 
@@ -160,13 +163,13 @@ class Replay:
             return experiment.experiment_id
 
     def send(self) -> None:
-        """Send what is new: events of every seed, then the result, then files."""
+        """Send what is new: events of every seed or trial, then the result, then files."""
         with outbox.locked(self.root / ".tracking.lock", self.target.timeout / 2, self.root.name):
             if self.ids and not outbox.pending(self.root, self.target.store):
                 return
             stamp = outbox.stamp_of(self.root / "result.json")  # looked at first: its seeds have then all been written
             found = outbox.directories(self.root)
-            for directory in reversed(found):  # the run first, its seeds are children
+            for directory in reversed(found):  # the run first, the others are its children
                 self._open(directory)
             went_on = [d for d in found if self._events(d) == "RUNNING"]
             if self.root in self.ids:
@@ -208,10 +211,11 @@ class Replay:
         return "study" if (directory / "study.json").is_file() else "run"
 
     def _new_run(self, directory: Path, identity: str) -> Any:
-        begun = [directory, *(outbox.seeds(self.root) if directory == self.root else [])]
+        begun = [directory, *(outbox.children(self.root) if directory == self.root else [])]
         firsts = [event for d in begun if (event := outbox.first_event(d))]
         start = min((e["t"] for e in firsts), default=None)
         label = next((str(e["label"]) for e in firsts if e.get("label")), self.root.name)
+        label = self.root.name if self._kind(directory) == "study" else label
         given = {"nested.id": identity, "nested.run": self.root.name, "nested.kind": self._kind(directory)}
         given |= {"mlflow.source.name": "nested", "mlflow.source.type": "LOCAL"}
         if directory != self.root:
@@ -237,7 +241,7 @@ class Replay:
     def _batch(self, directory: Path, batch: Batch) -> None:
         self._words(directory, batch.params, batch.tags)
         if directory != self.root:
-            self._words(self.root, {}, {k: v for k, v in batch.tags.items() if k != "nested.status"})
+            self._words(self.root, {}, {k: v for k, v in batch.tags.items() if k not in OWN_TAGS})
         for datasets in pieces(batch.datasets, DATASETS_A_CALL):
             for told in {directory, self.root}:  # the run's, too: by its inputs it is found and grouped in a list
                 self.client.log_inputs(self.ids[told], datasets)

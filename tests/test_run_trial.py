@@ -68,6 +68,7 @@ def test_pruned_trial_keeps_its_rows_and_begins_no_further_seed(tmp_path: Path) 
 class Killed(BaseException): ...
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_trial_that_was_killed_goes_on_where_it_stood(tmp_path: Path) -> None:
     config = compose([*SMALL, "checkpoint.every_seconds=0", f"runs={tmp_path}"])
     whole = run_trial(config, tmp_path / "whole", nothing)

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from nested.config import Bound
 from nested.errors import Diverged, UserError
 from nested.memory import heads
+from nested.methods.frozen import drop_gathered
 from nested.methods.method import Method
 from nested.streams.seeding import generator
 
 if TYPE_CHECKING:
     from nested.learner import Learner
-    from nested.optim.leveled import Leveled
     from nested.streams.stream import Batch, Experience
 
 CHUNK = 256  # examples read at once in the pass after an experience; what is written does not depend on it
@@ -125,7 +125,7 @@ class AssociativeHead(Method):
     def before_experience(self, learner: Learner, experience: Experience) -> None:
         self.begun, self.left = self.begun + 1, len(experience.train)
         if self.frozen:
-            _forget(learner.optimizer, self._feature_parameters(learner))
+            drop_gathered(learner.optimizer, self._feature_parameters(learner))
 
     def after_backward(self, learner: Learner) -> None:
         if self.frozen:
@@ -265,11 +265,3 @@ def _input_of(head: nn.Linear) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _forget(optimizer: Leveled, frozen: list[nn.Parameter]) -> None:
-    """Drop what slow levels have gathered for these parameters: it would move them at the next tick."""
-    ids = {id(p) for p in frozen}
-    for name, held in optimizer.gathered.items():
-        members = optimizer.members[name]
-        optimizer.gathered[name] = [None if id(p) in ids else g for p, g in zip(members, held)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import shlex
 import time
@@ -14,22 +15,28 @@ from typing import Any
 import nested
 from nested.config import flatten
 from nested.errors import UserError
-from nested.report import tables
+from nested.report import pairs, sweeps, tables
 from nested.report.drawing import variables
-from nested.report.groups import Group, grouped, notes
+from nested.report.groups import Group, Member, grouped, notes, varied
 from nested.report.records import Run, visible
 from nested.report.wording import heading, metric
 
 HERE = Path(__file__).parent
 
 
-def page(runs: Sequence[Run], out: Path | str) -> Path:
-    """Write the page of one or many runs to `out`, and its figures as PNGs to `figures/` beside it; returns `out`."""
+def page(runs: Sequence[Run], out: Path | str, baseline: str | None = None) -> Path:
+    """Write the page of one or many runs to `out`, and its figures as PNGs to `figures/` beside it; returns `out`.
+
+    `baseline` names the run that the others are paired with, by default the first of each stream.
+    """
     if not runs:
         raise UserError("no runs to report on; give at least one run directory")
     path = Path(out)
     groups = grouped(runs)
-    sections = [_section(g, path.parent / "figures", k, len(groups)) for k, g in enumerate(groups)]
+    against = pairs.baselines(groups, baseline)
+    sections = [
+        _section(g, b, path.parent / "figures", k, len(groups)) for k, (g, b) in enumerate(zip(groups, against))
+    ]
     html = _render(sections, runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -38,25 +45,44 @@ def page(runs: Sequence[Run], out: Path | str) -> Path:
     return path
 
 
-def _section(group: Group, folder: Path, k: int, among: int) -> dict[str, Any]:
+def _section(group: Group, baseline: Member, folder: Path, k: int, among: int) -> dict[str, Any]:
     from nested.report import microscope, panels
 
     key = "" if among == 1 else f"stream-{k + 1}-"
+    lines = sweeps.sweeps(group)
+    shown = sweeps.chosen(group, lines, baseline)
+    several = len(group.members) > 1
     return {
         "id": f"stream-{k + 1}",
         "group": group,
-        "tiles": _tiles(group) if len(group.members) == 1 else [],
-        "summary": tables.summary(group, tables.known_metrics(group.runs, tables.LONG)),
-        "notes": notes(group),
-        "panels": panels.draw(group, folder, key),
-        "anytime": tables.anytime(group),
-        "by_seed": tables.by_seed(group),
-        "by_view": tables.by_view(group),
-        "levels": tables.levels(group),
-        "microscope": microscope.sections(group, folder, key),
-        "costs": tables.costs(group),
+        "shown": shown,
+        "tiles": [] if several else _tiles(group),
+        "summary": tables.summary(group, tables.known_metrics(group.runs, tables.LONG), wide=several),
+        "notes": [*notes(group), *_about_choice(group, shown)],
+        "baseline": baseline.label,
+        "pairs": pairs.table(group, baseline),
+        "lines": sweeps.table(lines, group.lower),
+        "remarks": sweeps.remarks(lines) if several else [],
+        "panels": panels.draw(group, lines, shown, folder, key),
+        "front": panels.on_front(group),
+        "anytime": tables.anytime(shown),
+        "by_seed": tables.by_seed(shown),
+        "by_view": tables.by_view(shown),
+        "levels": tables.levels(shown),
+        "microscope": microscope.sections(shown, folder, key),
+        "costs": tables.costs(shown),
         "datasets": tables.datasets(group),
     }
+
+
+def _about_choice(group: Group, shown: Group) -> list[str]:
+    few, all_ = len(shown.members), len(group.members)
+    if few == all_:
+        return []
+    return [
+        f"The tables and planes above are of all {all_:,}; curves, matrices, levels, costs and seeds of {few}: the "
+        "baseline, and those of the best ACC, of each sweep the best one first."
+    ]
 
 
 def _tiles(group: Group) -> list[tuple[str, str]]:
@@ -76,12 +102,13 @@ def _render(sections: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    values = [run.config for run in runs]
-    machines = [_machine(run) for run in runs]
-    labels = [m.label for s in sections for m in s["group"].members]
-    ordered = [m.run for s in sections for m in s["group"].members]
+    few = [m for s in sections for m in s["shown"].members]
+    labels, shown = [m.label for m in few], [m.run for m in few]
+    all_members = [m for s in sections for m in s["group"].members]
+    machines = [_machine(run) for run in shown]
+    several = len(runs) > 1
     return environment.get_template("page.html.j2").render(
-        title=runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared",
+        title=runs[0].label if not several else f"{len(runs):,} runs compared",
         runs=runs,
         sections=sections,
         colours=variables(),
@@ -89,17 +116,26 @@ def _render(sections: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         safe=Markup,
-        config_differences=tables.differences(labels, [r.config for r in ordered]) if len(runs) > 1 else None,
-        config=tables.common(values),
-        machine_differences=tables.differences(labels, [_machine(r) for r in ordered]) if len(runs) > 1 else None,
+        config_differences=tables.differences(labels, [r.config for r in shown]) if several else None,
+        choosable=_choosable(all_members) if several else None,
+        config=tables.common([run.config for run in runs]),
+        machine_differences=tables.differences(labels, machines) if several else None,
         machine=tables.common(machines),
-        commands=_commands(runs),
+        commands=_commands(shown),
+        directories=tables.directories(runs if len(shown) == len(all_members) else shown),
         problems=[problem for run in runs for problem in run.problems],
         started=_started(runs),
         version=nested.__version__,
         lower={s["group"].lower for s in sections},
-        sequences=any(run.positions is not None for run in runs),
+        sequences=any(run.positions is not None for run in shown),
     )
+
+
+def _choosable(members: Sequence[Member]) -> list[tuple[str, str]] | None:
+    """Every label with the config values in which not all are equal, as JSON: any two are compared on the page."""
+    keys = varied([m.run.config for m in members])
+    told = [{k: tables.plain(m.run.config[k]) for k in keys if k in m.run.config} for m in members]
+    return [(m.label, json.dumps(values)) for m, values in zip(members, told)] if keys else None
 
 
 def _machine(run: Run) -> dict[str, Any]:

@@ -193,10 +193,12 @@ def _about_sources(group: Group) -> Iterator[str]:
         repeated = sorted(s for s, k in Counter(s for s, _ in done).items() if k > 1)
         if repeated:
             unequal = len({s for s, _ in set(done)}) < len(set(done))
-            numbers = f", and not all came to the same" if unequal else ""
+            numbers = ", and not all came to the same" if unequal else ""
             seeds = ", ".join(map(str, repeated))
             yield f"{listed([label])}: seed {seeds} was run more than once; the last one counts{numbers}."
-        commits = {str(s.environment.get("git", {}).get("commit"))[:8] for r in run.sources for s in r.seeds if s.environment}
+        commits = {
+            str(s.environment.get("git", {}).get("commit"))[:8] for r in run.sources for s in r.seeds if s.environment
+        }
         if len(commits) > 1:
             yield f"{listed([label])}: seeds from different versions of the code ({', '.join(sorted(commits))})."
 

@@ -35,7 +35,9 @@ def paired(run: Run, baseline: Run, metric: str) -> Pair | None:
     """`run` minus `baseline`; None without a common seed."""
     ours, theirs = ({s.seed: s.metrics.get(metric) for s in r.done} for r in (run, baseline))
     found = [
-        a - b for s in sorted(ours.keys() & theirs.keys()) if (a := ours[s]) is not None and (b := theirs[s]) is not None
+        a - b
+        for s in sorted(ours.keys() & theirs.keys())
+        if (a := ours[s]) is not None and (b := theirs[s]) is not None
     ]
     if not found:
         return None
@@ -56,7 +58,7 @@ def _p_value(differences: np.ndarray) -> float | None:
 
 
 def baselines(groups: Sequence[Group], name: str | None) -> list[Member]:
-    """The baseline of every group: the one that `name` names (a run's id, or a label, or its beginning), else the first.
+    """The baseline of every group: the one that `name` (an id, a label, a beginning) means, else the first.
 
     Raises UserError for a name that means none of them, or several in one group.
     """
@@ -77,7 +79,11 @@ def _called(group: Group, name: str) -> list[Member]:
     """The members that a name means: exactly, else by their beginning."""
 
     def names(member: Member) -> list[str]:
-        return [member.label, *(r.run_id for r in member.run.directories), *(str(r.path) for r in member.run.directories)]
+        return [
+            member.label,
+            *(r.run_id for r in member.run.directories),
+            *(str(r.path) for r in member.run.directories),
+        ]
 
     exact = [m for m in group.members if name.rstrip("/") in names(m)]
     return exact or [m for m in group.members if any(n.startswith(name) for n in names(m))]

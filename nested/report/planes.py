@@ -55,10 +55,11 @@ class Cloud:
 
 
 @drawn
-def forgetting_against_learning(clouds: Sequence[Cloud], measure: str, lower: bool) -> Any:
+def forgetting_against_learning(clouds: Sequence[Cloud], measure: str, lower: bool, title: str = "") -> Any:
     """The frontier: forgetting beside learning, a line through each sweep, with intervals and single seeds."""
     figure, axes, handles = _plane(clouds)
     axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_title(title)
     axes.set_xlabel(f"learning {measure}  ({'lower' if lower else 'higher'} is better)")
     axes.set_ylabel("forgetting  (lower is better)")
     if not lower:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from nested.report.records import METRICS, Array, Run, Seed, number
 from nested.rundir import check_format, read_config, read_events
 
 Json = dict[str, Any]
+LOCAL = "http://127.0.0.1:5000"  # where `nested ui` serves unless told otherwise
 
 
 def load(run_dir: Path | str, whole: bool = True) -> Run:
@@ -27,8 +29,7 @@ def load(run_dir: Path | str, whole: bool = True) -> Run:
     path = Path(run_dir)
     check_format(path)
     result = read_json(path / "result.json")
-    whole = whole or result.get("status") != "done"
-    folders = {} if not whole else {int(p.name[5:]): p for p in path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()}
+    folders = _folders(path) if whole or result.get("status") != "done" else {}
     summaries = _summaries(result, folders)
     abouts = {s: found for s, folder in folders.items() if (found := read_json(folder / "matrix.json"))}
     seeds = tuple(
@@ -36,6 +37,7 @@ def load(run_dir: Path | str, whole: bool = True) -> Run:
     )
     config = result.get("config") or _config(path)
     about, summary = next(iter(abouts.values()), {}), next(iter(summaries.values()), {})
+    told = about if whole else {}  # one name of a stream for all runs, whatever was read of each
     choices = result.get("choices") or {k[8:]: v for k, v in config.items() if k.startswith("choices.")}
     mean, ci95 = _means(result, seeds)
     return Run(
@@ -43,8 +45,8 @@ def load(run_dir: Path | str, whole: bool = True) -> Run:
         run_id=str(result.get("run_id") or path.resolve().name),
         label=str(result.get("label") or summary.get("label") or config.get("label") or path.resolve().name),
         status=str(result.get("status") or _ending(path)),
-        stream=str(about.get("stream") or result.get("stream") or choices.get("stream") or "unknown stream"),
-        scenario=str(about.get("scenario") or result.get("scenario") or config.get("stream.scenario") or ""),
+        stream=str(told.get("stream") or result.get("stream") or choices.get("stream") or "unknown stream"),
+        scenario=str(told.get("scenario") or result.get("scenario") or config.get("stream.scenario") or ""),
         lower_is_better=bool(
             summary.get("lower_is_better", about.get("lower_is_better", any(s.losses for s in seeds)))
         ),
@@ -56,7 +58,27 @@ def load(run_dir: Path | str, whole: bool = True) -> Run:
         mean=mean,
         ci95=ci95,
         problems=tuple(map(str, result.get("problems") or [])),
+        tracked=_tracked(path) if whole else None,
     )
+
+
+def _folders(path: Path) -> dict[int, Path]:
+    """Seed -> its directory."""
+    return {int(p.name[5:]): p for p in path.glob("seed-*") if p.is_dir() and p.name[5:].isdigit()}
+
+
+def _tracked(path: Path) -> str | None:
+    """The page of the tracker: on its server, or where `nested ui` shows a database on this machine."""
+    try:
+        stores = [(where, about.get("run")) for where, about in read_json(path / "tracking.json")["stores"].items()]
+    except (UserError, KeyError, AttributeError):
+        return None  # it only saves time: a tracker's memory is no result
+    known = [(where, run) for where, run in stores if isinstance(run, str) and run.isalnum()]
+    if not known:
+        return None
+    where, run = known[-1]
+    server = re.match(r"(https?://)(?:[^/@\s]*@)?([^\s]+)", where)
+    return f"{server[1] + server[2].rstrip('/') if server else LOCAL}/#/runs/{run}"
 
 
 def read_json(path: Path) -> Json:
@@ -106,18 +128,18 @@ def _summaries(result: Json, folders: dict[int, Path]) -> dict[int, Json]:
 
 def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
     log = _Log.of(read_events(folder / "events.jsonl")) if folder else _Log()
-    metrics = {**log.final, **(about.get("metrics") or {}), **summary}
+    values = {**log.final, **(about.get("metrics") or {}), **summary}
     known, fine = (views(about, folder / "matrix.json", b) if folder and about else {} for b in ("", POSITIONS))
     main = next(iter((about.get("views") or log.views).values()), {})
     return Seed(
         seed=seed,
         status=str(summary.get("status") or log.status),
-        metrics={name: number(metrics.get(name)) for name in METRICS},
+        metrics={name: number(values.get(name)) for name in METRICS},
         views=known or _plain_matrix(summary) or log.matrices(),
         judged_on=str(summary.get("judged_on") or ("validation" if main and "test" not in main else "test")),
         levels=tuple(summary.get("levels") or ()),
         cost=dict(summary.get("cost") or {}),
-        seconds=number(metrics.get("seconds")),
+        seconds=number(values.get("seconds")),
         anytime=about.get("anytime"),
         datasets=tuple(log.datasets[i] for i in sorted(log.datasets)),
         environment=read_json(folder / "environment.json") if folder else {},

@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from nested.report.groups import UNTOLD, Group, Member, labelled
 from nested.report.records import mean_of
+from nested.report.tables import Cell, Grid, plain
+from nested.report.wording import NONE, heading, large, listed, score
 
 RATES = ("lr", "lr_scale", "lr_ratio", "eta")
 PERIODS = ("period_steps", "chunk_tokens", "base", "ratio")
 ENOUGH = 5  # points of a frontier
+MANY = 12  # configurations up to which every one has curves and a matrix
+FEW = 6  # of more than these
+REACHED = ("learning_acc", "forgetting", "acc")
 COMMON = ("model", "method", "levels")  # choices by which a sweep of several labels is called
 
 
@@ -46,6 +52,56 @@ class Sweep:
     def flops(self) -> list[float]:
         """FLOPs of every member that knows them, means over its seeds."""
         return [f for m in self.members if (f := mean_of(m.run.cost("flops"))) is not None]
+
+
+def span(line: Sweep) -> str:
+    """`optim.lr 0.01 to 0.3`."""
+    return f"{line.name} {_written(line.values[0])} to {_written(line.values[-1])}"
+
+
+def flops_of(line: Sweep) -> str:
+    """`3.2 G FLOPs`, or from the least to the most."""
+    low, high = (large(f(line.flops, default=None)) for f in (min, max))
+    return "" if low == NONE else f"{low} FLOPs" if low == high else f"{low} to {high} FLOPs"
+
+
+def table(lines: Sequence[Sweep], lower: bool) -> Grid | None:
+    """Every sweep: what is swept, at which FLOPs, and what it reaches."""
+    rows = []
+    for line in lines:
+        if line.keys:
+            reached = [_range([m.run.mean.get(name) for m in line.members], lower) for name in REACHED]
+            values = ", ".join(map(_written, line.values))
+            cells = (Cell(line.name), Cell(values), Cell(str(len(line.members)), len(line.members)))
+            flops = Cell(flops_of(line).removesuffix(" FLOPs") or NONE, min(line.flops, default=None))
+            rows.append((Cell(line.label, slot=line.slot, head=True), *cells, flops, *reached))
+    head = ("line", "swept", "values", "points", "FLOPs", *(heading(name, lower) for name in REACHED))
+    return Grid(head, tuple(rows)) if rows else None
+
+
+def _range(values: Sequence[float | None], lower: bool) -> Cell:
+    known = [v for v in values if v is not None]
+    return Cell(
+        f"{score(min(known), lower)} to {score(max(known), lower)}" if known else NONE, min(known, default=None)
+    )
+
+
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else plain(value)
+
+
+def remarks(lines: Sequence[Sweep]) -> list[str]:
+    """Sentences on what is no frontier yet."""
+    if not any(line.keys for line in lines):
+        return [
+            "No two configurations differ only in a rate or in a period: these are points, no frontier. One method "
+            f"is judged by a line of at least {ENOUGH}, from a sweep of one rate or period."
+        ]
+    few = [line for line in lines if line.keys and len(line.members) < ENOUGH]
+    return [
+        f"{listed([line.label])} has {len(line.members)} points of {line.name}: a frontier needs at least {ENOUGH}."
+        for line in few[:MANY]
+    ]
 
 
 def sweeps(group: Group) -> list[Sweep]:
@@ -109,7 +165,7 @@ def _tied(axis: str, key: str, members: Sequence[Member]) -> bool:
     if axis.rpartition(".")[2] != key.rpartition(".")[2]:
         return False
     pairs = sorted({(_place(m.run.config.get(axis)), _place(m.run.config.get(key))) for m in members})
-    return all(a[0] < b[0] and a[1] < b[1] for a, b in zip(pairs, pairs[1:]))
+    return all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(pairs))
 
 
 def _place(value: Any) -> tuple[float, str]:
@@ -135,19 +191,33 @@ def _called(members: Sequence[Member]) -> str:
 def _named(found: Sequence[Sweep]) -> list[Sweep]:
     """Equal names told apart by what else differs."""
     lines = [s for s in found if s.keys]
-    stand_ins = [
-        replace(s.members[0].run, label=s.label, config={k: v for k, v in s.members[0].run.config.items() if k not in s.keys})
-        for s in lines
-    ]  # fmt: skip
-    names = iter(labelled(stand_ins))
+    names = iter(labelled([replace(s.members[0].run, label=s.label, config=_without(s)) for s in lines]))
     return [replace(s, label=next(names)) if s.keys else s for s in found]
+
+
+def _without(line: Sweep) -> dict[str, Any]:
+    return {k: v for k, v in line.members[0].run.config.items() if k not in line.keys}
+
+
+def chosen(group: Group, lines: Sequence[Sweep], baseline: Member) -> Group:
+    """The group, or where it is large a few of it: the baseline and the best ACC, one of each sweep first."""
+    if len(group.members) <= MANY:
+        return group
+
+    def better(m: Member) -> float:
+        acc = m.run.mean.get("acc")
+        return float("inf") if acc is None else acc if group.lower else -acc
+
+    first = sorted((min(line.members, key=better) for line in lines), key=better)
+    order = [baseline, *first, *sorted(group.members, key=better)]
+    kept = {m.label for m in list({m.label: m for m in order}.values())[:FEW]}
+    return replace(group, members=tuple(m for m in group.members if m.label in kept))
 
 
 def front(points: Iterable[tuple[float, float]], lower: bool) -> list[tuple[float, float]]:
     """The Pareto front of (cost, score), from cheap to dear: no other is as cheap and as good, and better in one."""
-    best, kept = None, []
-    for cost, score in sorted(points, key=lambda p: (p[0], p[1] if lower else -p[1])):
-        if best is None or (score < best if lower else score > best):
-            best = score
-            kept.append((cost, score))
+    kept: list[tuple[float, float]] = []
+    for cost, reached in sorted(points, key=lambda p: (p[0], p[1] if lower else -p[1])):
+        if not kept or (reached < kept[-1][1] if lower else reached > kept[-1][1]):
+            kept.append((cost, reached))
     return kept

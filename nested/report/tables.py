@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nested.report.groups import Group, grouped
+from nested.report.groups import Group, grouped, varied
 from nested.report.records import METRICS, Run, mean_of, on_stream, visible
 from nested.report.wording import (
     NONE,
@@ -54,12 +54,13 @@ INSIDE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, what it is sorted by, and a run's colour slot where it names a run."""
+    """Text, what it is sorted by, a run's colour slot where it names a run, and an address of the tracker's."""
 
     text: str
     value: float | None = None
     slot: int | None = None
     head: bool = False
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Grid:
     remark: str = ""
 
 
-def summary(group: Group, names: Sequence[str]) -> Grid:
-    """One row per run: seeds, metrics with intervals, steps, seconds, parameters."""
+def summary(group: Group, names: Sequence[str], wide: bool = False) -> Grid:
+    """One row per run: seeds, metrics with intervals, steps, seconds, parameters; `wide`, FLOPs too."""
     rows = []
     for run, slot, label in group.members:
         spent, half = run_seconds(run)
@@ -84,9 +85,10 @@ def summary(group: Group, names: Sequence[str]) -> Grid:
                 Cell(count(steps(run)), steps(run)),
                 Cell(seconds(spent, half), spent),
                 Cell(count(run.parameters), run.parameters),
+                *([Cell(large(flops := mean_of(run.cost("flops"))), flops)] if wide else []),
             )
         )
-    return Grid(_head(names, group.lower), tuple(rows))
+    return Grid((*_head(names, group.lower), *(["FLOPs"] if wide else [])), tuple(rows))
 
 
 def _head(names: Sequence[str], lower: bool | None) -> tuple[str, ...]:
@@ -243,9 +245,7 @@ def _classes(data: dict[str, Any]) -> str:
 
 def differences(labels: Sequence[str], values: Sequence[dict[str, Any]]) -> Grid | None:
     """The keys whose values are not the same for all; None where there are none."""
-    keys = sorted({k for v in values for k in v})
-    unequal = [k for k in keys if len({plain(v.get(k, NONE)) for v in values}) > 1]
-    rows = tuple((Cell(k, head=True), *(Cell(plain(v[k]) if k in v else NONE) for v in values)) for k in unequal)
+    rows = tuple((Cell(k, head=True), *(Cell(plain(v[k]) if k in v else NONE) for v in values)) for k in varied(values))
     return Grid(("key", *labels), rows) if rows else None
 
 
@@ -253,12 +253,21 @@ def common(values: Sequence[dict[str, Any]]) -> Grid | None:
     """The keys whose values are the same for all."""
     if not values:
         return None
-    rows = [
-        (Cell(k, head=True), Cell(plain(v)))
-        for k, v in sorted(values[0].items())
-        if all(k in other and plain(other[k]) == plain(v) for other in values)
-    ]
+    unequal = set(varied(values))
+    rows = [(Cell(k, head=True), Cell(plain(v))) for k, v in sorted(values[0].items()) if k not in unequal]
     return Grid(("key", "value"), tuple(rows)) if rows else None
+
+
+def directories(runs: Sequence[Run]) -> Grid:
+    """Where every run lies, and its page in the tracker."""
+    rows = [
+        (Cell(r.label, head=True), Cell(r.run_id, link=r.tracked), Cell(r.status), Cell(str(r.path)))
+        for run in runs
+        for r in run.directories
+    ]
+    linked = any(c.link for row in rows for c in row)
+    remark = "An id leads to the run's page in MLflow; of a database on this machine, while nested ui shows it."
+    return Grid(("run", "id", "status", "directory"), tuple(rows), remark if linked else "")
 
 
 def plain(value: Any) -> str:

@@ -32,6 +32,7 @@ class Found:
 
     study: Study
     best: tuple[FrozenTrial, ...]  # one, or the Pareto front; without any, no trial is whole and within the budget
+    unsent: bool = False  # the tracker has not got everything
 
     def as_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -54,10 +55,14 @@ def tune(words: Iterable[str], config_dir: str | Path | None, say: Say, runner: 
 
     Raises UserError before anything is trained, KeyboardInterrupt when it is stopped: the same command goes on.
     """
+    return pursue(request(words, config_dir), say, runner)
+
+
+def pursue(asked: Request, say: Say, runner: str = RUNNER) -> Found:
+    """As `tune`, for a request that has been read already."""
     from nested import tracking
     from nested.run import check, rehearse
 
-    asked = request(words, config_dir)
     config = asked.config()
     check(config)
     rundir.check_writable(config.runs)
@@ -71,7 +76,7 @@ def tune(words: Iterable[str], config_dir: str | Path | None, say: Say, runner: 
     pruning.check(asked.tune, len(sought.names), len(config.seed_list()))
     samplers.check(asked.tune, dimensions, len(sought.names))
     study = founded(asked, config, dimensions, sought, n, say)
-    with tracking.sender(study.path, config.tracking):
+    with tracking.sender(study.path, config.tracking) as sender:
         try:
             _worked(study, asked, say, runner)
         except KeyboardInterrupt:
@@ -79,7 +84,9 @@ def tune(words: Iterable[str], config_dir: str | Path | None, say: Say, runner: 
         finally:
             conclude(study)
     say(verdict(study))
-    return found(study)
+    if sender.problem:
+        say(sender.problem)
+    return Found(study, best(study), sender.problem is not None)
 
 
 def _ordered(config: Config) -> bool:

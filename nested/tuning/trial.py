@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 UNEXPECTED = "unexpected"
 WORDS = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
+TRACKED = "nested.id"  # what the tracker's run of a trial is tagged with, so that one finds the other
 SHOWN = ("acc", "learning_acc", "forgetting", "flops", "parameter_updates", "seconds")  # kept for every trial
 
 
@@ -60,7 +61,8 @@ def run(study: Study, trial: Trial, worker: str, runner: Runner) -> str:
     _check_free(path)
     events = SeedDir(path)
     params = {d.path: d.suggest(trial) for d in study.dimensions}
-    events.event("start", run_id=study.name, label=f"{study.record['label']} trial {trial.number}", trial=trial.number)
+    trial.set_user_attr(TRACKED, f"{study.name}/{path.name}")
+    events.event("start", run_id=study.name, label=study.record["label"], trial=trial.number)
     events.event("params", values=params)
     events.event("tags", values={**study.record["choices"], "study": study.name, "trial": trial.number})
     state, values, reason = _attempt(study, trial, params, events, runner)

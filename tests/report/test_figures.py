@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
+from nested import metrics
 from nested.report import figures
 from nested.report.drawing import PALETTE, THEME, ramp, shorten, wrapped
-from nested.report.figures import Bar, Point, Series
+from nested.report.figures import Bar, Series
 from nested.report.heatmap import heat_map
 from nested.report.inline import inline_svg, save_png
-from nested.report.panels import average_so_far, half_width
+from nested.report.panels import average_so_far, forgetting_so_far, half_width
+from nested.report.planes import Cloud, Point, forgetting_against_learning, score_against_cost
 
 NAN = float("nan")
 NASTY = "<script>alert(1)</script> $x_ \\frac{ \x00\ud800 _"
@@ -71,10 +73,14 @@ def test_loss_maps_have_the_best_end_where_loss_is_least():
     assert better.cmap(better.norm(1.0)) == worse.cmap(worse.norm(9.0))
 
 
+def frontier(*points, **wanted):
+    clouds = [Cloud(f"c{k}", k, [p]) for k, p in enumerate(points)]
+    return forgetting_against_learning(clouds, "accuracy", False, **wanted).axes[0]
+
+
 def test_points_stand_at_their_means_with_their_intervals():
-    a = Point("a", 0, 0.9, 0.3, 0.02, 0.05, (0.88, 0.92), (0.25, 0.35))
-    b = Point("b", 1, 0.8, None)
-    axes = figures.forgetting_against_learning([a, b], "accuracy", False).axes[0]
+    a = Point(0.9, 0.3, 0.02, 0.05, (0.88, 0.92), (0.25, 0.35))
+    axes = frontier(a, Point(0.8, None))
     marks = [tuple(map(float, (line.get_xdata()[0], line.get_ydata()[0]))) for line in axes.lines]
     assert (0.9, 0.3) in marks
     seeds = next(line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "None")
@@ -87,11 +93,26 @@ def test_points_stand_at_their_means_with_their_intervals():
     assert axes.get_ylabel().startswith("forgetting")
 
 
+def test_a_sweep_is_a_line_through_its_points_in_their_order():
+    points = [Point(x, y) for x, y in ((0.9, 0.3), (0.7, 0.1), (0.8, 0.2))]
+    sweep, many = Cloud("a", 0, points, line=True), Cloud("7 others", 0, points, rest=True)
+    axes = forgetting_against_learning([sweep, many], "accuracy", False, "at 3 G FLOPs").axes[0]
+    assert axes.get_title(loc="left") == "at 3 G FLOPs"
+    (line,) = [drawn for drawn in axes.lines if drawn.get_linestyle() == "-" and len(drawn.get_xdata()) == 3]
+    assert list(line.get_xdata()) == [0.9, 0.7, 0.8]
+
+
+def test_the_score_is_drawn_against_cost_with_the_front():
+    points = [Point(1e9, 0.5), Point(1e10, 0.9), Point(5e9, 0.4)]
+    axes = score_against_cost([Cloud("a", 0, points)], [(1e9, 0.5), (1e10, 0.9)], "FLOPs", "ACC", False).axes[0]
+    assert axes.get_xscale() == "log"
+    front = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert list(zip(front.get_xdata(), front.get_ydata())) == [(1e9, 0.5), (1e10, 0.9)]
+    assert axes.get_ylabel().startswith("ACC")
+
+
 def test_one_seed_has_no_error_bar():
-    axes = figures.forgetting_against_learning([Point("a", 0, 0.9, 0.3, None, None, (0.9,), (0.3,))], "x", False).axes[
-        0
-    ]
-    assert not axes.collections
+    assert not frontier(Point(0.9, 0.3, None, None, (0.9,), (0.3,))).collections
 
 
 @pytest.mark.parametrize("label", ["_hidden", NASTY, "", "x" * 400, "日本"])
@@ -130,8 +151,7 @@ def test_axes_of_accuracies_end_at_0_and_1_whatever_the_intervals():
     series = Series("a", 0, np.arange(2.0), np.array([0.5, 0.6]), np.array([4.0, 4.0]))
     assert figures.over_stream([series], "x", "y", None, False).axes[0].get_ylim() == (-0.02, 1.02)
     assert figures.over_stream([series], "x", "y", None, True).axes[0].get_ylim()[1] > 4
-    wide = Point("a", 0, 0.9, 0.3, 2.0, 0.1)
-    assert figures.forgetting_against_learning([wide], "accuracy", False).axes[0].get_xlim() == (-0.02, 1.02)
+    assert frontier(Point(0.9, 0.3, 2.0, 0.1)).get_xlim() == (-0.02, 1.02)
 
 
 def test_half_width_is_students():
@@ -143,6 +163,23 @@ def test_half_width_is_students():
 
 def test_average_so_far_by_hand():
     assert average_so_far(MATRIX[None]) == pytest.approx(np.array([[0.9, 0.75]]))
+
+
+def test_forgetting_so_far_ends_at_the_metric():
+    rows = np.array([[0.1, 0.1, 0.1], [0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.4, 0.6, 1.0]])
+    found = forgetting_so_far(np.stack([rows, rows]), lower=False)
+    assert found == pytest.approx(np.array([[0.2, 0.35], [0.2, 0.35]]))  # .9 - .7; then (.9 - .4, .8 - .6) / 2
+    assert found[0, -1] == pytest.approx(metrics.forgetting(rows[1:]))
+    assert forgetting_so_far(-rows[None], lower=True) == pytest.approx(found[:1])
+
+
+def test_single_seeds_are_drawn_under_the_mean():
+    seeds = np.array([[0.2, 0.4], [0.4, 0.8]])
+    axes = figures.over_stream(
+        [Series("a", 0, np.arange(2.0), seeds.mean(0), seeds=seeds)], "x", "y", None, False
+    ).axes[0]
+    thin = [list(line.get_ydata()) for line in axes.lines if line.get_linewidth() < 1]
+    assert thin == seeds.tolist()
 
 
 class Svg(HTMLParser):

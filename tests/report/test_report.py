@@ -411,7 +411,7 @@ def test_eight_runs_stay_below_a_megabyte_and_a_half(tmp_path):
     paths = [fake_run(tmp_path, f"run {k}", n=12, seeds=(0, 1)) for k in range(8)]
     page = render(tmp_path, *paths)
     assert len(page.source.encode()) < 1_500_000
-    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 8 * 2 + 5
+    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 8 * 2 + 7
 
 
 def test_streams_are_kept_apart_and_labels_keep_their_colour(tmp_path):
