@@ -112,7 +112,8 @@ def _conclude(result: Any, as_json: bool) -> None:
 @app.command("list")
 def list_choices(
     group: Annotated[
-        str | None, typer.Argument(help="stream, model, optim, levels, method, trainer, tracking, recipe or runs")
+        str | None,
+        typer.Argument(help="stream, model, optim, levels, method, trainer, tracking, recipe, tune, launcher or runs"),
     ] = None,
     config_dir: ConfigDir = None,
     runs: Runs = "runs",
@@ -212,8 +213,27 @@ Out = Annotated[str | None, typer.Option("--out", help="file of the page")]
 
 @app.command()
 def report(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = False) -> None:
-    """Table and page of one run or of many."""
+    """Table and page of one run or of many, or of a study."""
+    from nested import rundir
+
+    path = rundir.find(names[0], runs)
+    if len(names) == 1 and (path / "study.json").is_file():
+        _study_page(path, out, as_json)
+        return
     _pages(names, runs, out, as_json)
+
+
+def _study_page(path: Path, out: str | None, as_json: bool) -> None:
+    from nested.tuning import page as pages
+    from nested.tuning import search
+    from nested.tuning.study import Study
+
+    study = Study(path)
+    page = pages.write(study, Path(out).expanduser() if out else None)
+    if as_json:
+        emit(page=str(page), **search.found(study).as_json())
+        return
+    show("\n".join([*search.show(study), f"page: {page}"]))
 
 
 @app.command()
@@ -236,16 +256,40 @@ def microscope(name: RunName, runs: Runs = "runs", as_json: Json = False) -> Non
 
 @app.command()
 def tune(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
-    """Search values of a config: begin a study, or continue it; `nested tune show STUDY` says how one stands."""
+    """Search values of a config: begin a study, or continue it.
+
+    `nested tune show STUDY` says how one stands, `nested tune best STUDY` what its best is worth on fresh seeds.
+    """
     from nested.tuning import search
 
     words = overrides or []
     if words[:1] == ["show"]:
         study = search.named(*search.place(words[1:]))
-        emit(**search.found(study).as_json()) if as_json else show("\n".join(search.show(study)))
+        _study_page(study.path, None, as_json)
+        return
+    if words[:1] == ["best"]:
+        _tune_best(words[1:], config_dir, as_json)
         return
     found = search.tune(words, config_dir, say)
-    emit(**found.as_json()) if as_json else show(str(found.study.path))
+    emit(**found.as_json()) if as_json else show(f"{found.study.path}\npage: {found.study.path / 'report.html'}")
+    raise typer.Exit(INCOMPLETE_TRACKING if found.unsent else 0)
+
+
+def _tune_best(words: list[str], config_dir: str | None, as_json: bool) -> None:
+    from nested.tuning.best import best
+    from nested.tuning.worth import table
+
+    found = best(words, config_dir, say)
+    if as_json:
+        emit(**found.as_json())
+        raise typer.Exit(INCOMPLETE_TRACKING if found.unsent else 0)
+    for stream in found.streams:
+        show(table(stream))
+    ids = " ".join(o.run_id for s in found.streams for o in s.outcomes)
+    show(
+        "\n".join([found.sentence, *found.notes, *(f"wrote {p}" for p in found.recipes), f"try: nested compare {ids}"])
+    )
+    raise typer.Exit(INCOMPLETE_TRACKING if found.unsent else 0)
 
 
 @app.command()
@@ -266,9 +310,46 @@ def worker(
 
 
 @app.command()
-def compare(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = False) -> None:
-    """Table and page of many runs side by side."""
-    _pages(names, runs, out, as_json)
+def contest(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """The fair fight: a candidate against every control, at several rates over ten class orders: who forgets less?
+
+    Beside what composes the candidate: contest.factors=[0.5,1,2] of its rate, contest.name=NAME, workers=2.
+    """
+    from nested.contest.run import contest as fight
+
+    found = fight(overrides or [], config_dir, say)
+    emit(**found.as_json()) if as_json else show("\n".join([*found.sentences, f"page: {found.path / 'report.html'}"]))
+
+
+@app.command()
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...|STUDY|RECIPE|FILTER", help="a filter is MLflow's: \"tags.method = 'replay'\""),
+    ],
+    runs: Runs = "runs",
+    baseline: Annotated[
+        str | None, typer.Option(help="an id or a label: the others are paired with it; by default the first")
+    ] = None,
+    csv: Annotated[str | None, typer.Option(help="file to write the table to, with every digit")] = None,
+    latex: Annotated[str | None, typer.Option(help="file to write the table to, for a paper")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow store to search with a filter")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Runs by configuration over seeds: intervals, paired differences, the frontier of learning and forgetting."""
+    from nested.compare import compare as compare_runs
+
+    files = [(kind, Path(file).expanduser()) for kind, file in (("csv", csv), ("latex", latex)) if file]
+    page = Path(out).expanduser() if out else None
+    found = compare_runs(words, runs, page, baseline, uri, files, say)
+    if as_json:
+        emit(**found.as_json())
+        return
+    for table in found.tables():
+        show(table)
+    for what, file in (("page", found.page), *files):
+        show(f"{what}: {file}")
 
 
 @app.command()
@@ -336,9 +417,20 @@ def sync(
 
 @app.command()
 def ui(
-    runs: Runs = "runs", uri: Annotated[str | None, typer.Option(help="another store")] = None, port: int = 5000
+    runs: Runs = "runs",
+    uri: Annotated[str | None, typer.Option(help="another store")] = None,
+    port: int = 5000,
+    study: Annotated[str | None, typer.Option(help="a study: optuna-dashboard on its storage instead")] = None,
 ) -> None:
-    """Open MLflow's own pages on the store of these runs, on this machine only."""
+    """Open MLflow's own pages on the store of these runs, or Optuna's on a study's, on this machine only."""
+    if study:
+        from nested.tuning import dashboard, search
+
+        found = search.named(study, runs)
+        dashboard.check(port)
+        say(f"http://127.0.0.1:{port}  (stop with Ctrl-C)")
+        dashboard.serve(found, port)
+        return
     from nested import tracking
     from nested.settings import Tracking
 

@@ -98,6 +98,17 @@ def half_width(values: Array) -> Array | None:
     return stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / math.sqrt(len(values))
 
 
+def paired_p(differences: Array) -> float | None:
+    """Two-sided p of the paired t-test; None for fewer than two differences, or where they do not vary."""
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if spread <= 1e-12 * float(np.abs(differences).max(initial=0.0)):
+        return None
+    from scipy.special import stdtr
+
+    t = float(differences.mean()) / (spread / math.sqrt(len(differences)))
+    return float(2 * stdtr(len(differences) - 1, -abs(t)))
+
+
 def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean over seeds and the half width of its 95 percent interval; None where it cannot be given."""
     known = np.array([v for v in values if v is not None])

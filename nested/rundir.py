@@ -84,22 +84,23 @@ def create(runs: str | Path, name: str, config: Mapping[str, Any]) -> Path:
     path = root / run_id
     with said(root):
         path.mkdir(parents=True)
-    _found(path, config)
+    found(path, config)
     return path
 
 
 def open_at(path: Path, config: Mapping[str, Any]) -> None:
     """Make a run directory at `path`, unless there is one. Raises UserError."""
-    with said(path):
-        path.mkdir(parents=True, exist_ok=True)
     if not (path / "FORMAT").exists():
-        _found(path, config)
+        found(path, config)
     check_format(path)
 
 
-def _found(path: Path, config: Mapping[str, Any]) -> None:
+def found(path: Path, config: Mapping[str, Any]) -> None:
+    """Make a run directory at `path`, or give the one that is there this config."""
     from omegaconf import OmegaConf
 
+    with said(path):
+        path.mkdir(parents=True, exist_ok=True)
     write_atomic(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
     write_atomic(path / "FORMAT", f"{FORMAT}\n".encode())  # last: whatever has it is whole
 

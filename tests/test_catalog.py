@@ -12,7 +12,7 @@ from rich.console import Console
 from nested import catalog
 from nested.config import options
 from nested.errors import UserError
-from nested.settings import Groups, Trainer
+from nested.settings import Trainer
 
 
 def text(shown) -> str:
@@ -59,7 +59,7 @@ def test_the_list_imports_nothing_heavy():
 
 def test_every_choice_has_one_sentence_in_the_order_of_the_groups():
     rows = catalog.listing()
-    assert [(g, n) for g, n, _ in rows] == [(g, n) for g in Groups for n in options(g)]
+    assert [(g, n) for g, n, _ in rows] == [(g, n) for g in catalog.Known for n in options(g)]
     assert [row for row in rows if not row[2] or "\n" in row[2]] == []
     assert ("model", "mlp", "Fully connected ReLU network over samples of any shape, flattened.") in rows
 

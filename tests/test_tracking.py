@@ -682,3 +682,56 @@ def test_the_run_imports_no_mlflow() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=tracking.environment(20))
     assert done.stdout.strip() == "[]"
+
+
+# --- studies --------------------------------------------------------------------------------------------------------
+
+
+def trial(study: Path, number: int, status: str | None) -> Path:
+    """A trial with a number after each of two experiences, and the end it came to."""
+    directory = study / f"trial-{number:04d}"
+    (directory / "seed-0").mkdir(parents=True)
+    t = T0 + 1000 * number
+    append(
+        directory,
+        {"t": t, "event": "start", "run_id": study.name, "label": "mlp naive", "trial": number},
+        {"t": t, "event": "params", "values": {"optim.lr": 0.1 * (number + 1)}},
+        {"t": t, "event": "tags", "values": {"stream": "split_digits", "study": study.name, "trial": number}},
+        *({"t": t + k, "event": "metrics", "step": k, "values": {"acc": 0.5 + 0.1 * k}} for k in range(2)),
+    )
+    if status:
+        append(directory, {"t": t + 500, "event": "end", "status": status, "values": {"objective/acc": 0.6}})
+    append(directory / "seed-0", {"t": t, "event": "start", "seed": 0})
+    (directory / "config.yaml").write_text("of the trial")
+    return directory
+
+
+def test_a_study_is_a_run_whose_children_are_its_trials(tmp_path, settings, read) -> None:
+    study = tmp_path / "study-told"
+    study.mkdir()
+    for name in ("FORMAT", "study.json"):
+        (study / name).write_text("1\n")
+    ends = ["done", "pruned", "failed", None]
+    for number, status in enumerate(ends):
+        trial(study, number, status)
+    tracking.sync(study / "trial-0001", settings)  # a trial is sent with its study
+    found = read(settings, study)
+    run = found.pop("study-told")
+    assert sorted(found) == [f"study-told/trial-{k:04d}" for k in range(4)], "a trial's seeds are no runs"
+    told = [found[f"study-told/trial-{k:04d}"] for k in range(4)]
+    assert [r["status"] for r in told] == ["FINISHED", "KILLED", "FAILED", "RUNNING"]
+    assert [r["tags"]["nested.status"] for r in told] == ["done", "pruned", "failed", "running"]
+    assert [(r["tags"]["study"], r["tags"]["trial"]) for r in told] == [("study-told", str(k)) for k in range(4)]
+    assert {(r["tags"]["mlflow.parentRunId"], r["tags"]["nested.kind"]) for r in told} == {(run["id"], "trial")}
+    assert told[1]["metrics"]["acc"] == [[T0 + 1000, 0, 0.5], [T0 + 1001, 1, 0.6]]
+    assert [set(r["params"]) for r in told] == [{"optim.lr"}] * 4
+    assert (told[2]["name"], run["name"], run["status"]) == ("mlp naive trial-0002", "study-told", "RUNNING")
+    assert run["tags"]["nested.kind"] == "study"
+    assert "trial" not in run["tags"], "what is one trial's is not the study's"
+    assert told[0]["artifacts"] == ["config.yaml"]
+    result(study)
+    tracking.sync(study, settings)
+    assert read(settings, study)["study-told"]["metrics"]["mean/acc"] == [[T0 + 2500, 0, 0.5]]
+    append(study / "trial-0003", {"t": T0 + 9000, "event": "end", "status": "pruned"})
+    assert tracking.sync(study, settings) == tracking.Sent(runs=5)
+    assert read(settings, study)["study-told/trial-0003"]["status"] == "KILLED"

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nested
 from nested.config import flatten
 from nested.errors import UserError
 from nested.report import pairs, sweeps, tables
-from nested.report.drawing import variables
 from nested.report.groups import Group, Member, grouped, notes, varied
-from nested.report.records import Run, visible
+from nested.report.records import Run
+from nested.report.rendering import render
 from nested.report.wording import heading, metric
 
-HERE = Path(__file__).parent
 
-
-def page(runs: Sequence[Run], out: Path | str, baseline: str | None = None) -> Path:
+def page(runs: Sequence[Run], out: Path | str, baseline: str | None = None, said: Sequence[str] = ()) -> Path:
     """Write the page of one or many runs to `out`, and its figures as PNGs to `figures/` beside it; returns `out`.
 
-    `baseline` names the run that the others are paired with, by default the first of each stream.
+    `baseline` names the run that the others are paired with, by default the first of each stream; what is `said`
+    stands at the head.
     """
     if not runs:
         raise UserError("no runs to report on; give at least one run directory")
@@ -37,12 +32,7 @@ def page(runs: Sequence[Run], out: Path | str, baseline: str | None = None) -> P
     sections = [
         _section(g, b, path.parent / "figures", k, len(groups)) for k, (g, b) in enumerate(zip(groups, against))
     ]
-    html = _render(sections, runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return render("page.html.j2", path, **_values(sections, runs, said))
 
 
 def _section(group: Group, baseline: Member, folder: Path, k: int, among: int) -> dict[str, Any]:
@@ -80,7 +70,7 @@ def _about_choice(group: Group, shown: Group) -> list[str]:
     if few == all_:
         return []
     return [
-        f"The tables and planes above are of all {all_:,}; curves, matrices, levels, costs and seeds of {few}: the "
+        f"The tables and planes below are of all {all_:,}; curves, matrices, levels, costs and seeds of {few}: the "
         "baseline, and those of the best ACC, of each sweep the best one first."
     ]
 
@@ -89,46 +79,29 @@ def _tiles(group: Group) -> list[tuple[str, str]]:
     return [(heading(name, group.lower), metric(group.first, name)) for name in tables.SHORT]
 
 
-def _render(sections: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+def _values(sections: Sequence[dict[str, Any]], runs: Sequence[Run], said: Sequence[str]) -> dict[str, Any]:
+    """All that the template names."""
     few = [m for s in sections for m in s["shown"].members]
     labels, shown = [m.label for m in few], [m.run for m in few]
     all_members = [m for s in sections for m in s["group"].members]
     machines = [_machine(run) for run in shown]
     several = len(runs) > 1
-    return environment.get_template("page.html.j2").render(
-        title=runs[0].label if not several else f"{len(runs):,} runs compared",
-        runs=runs,
-        sections=sections,
-        colours=variables(),
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        safe=Markup,
-        config_differences=tables.differences(labels, [r.config for r in shown]) if several else None,
-        choosable=_choosable(all_members) if several else None,
-        config=tables.common([run.config for run in runs]),
-        machine_differences=tables.differences(labels, machines) if several else None,
-        machine=tables.common(machines),
-        commands=_commands(shown),
-        directories=tables.directories(runs if len(shown) == len(all_members) else shown),
-        problems=[problem for run in runs for problem in run.problems],
-        started=_started(runs),
-        version=nested.__version__,
-        lower={s["group"].lower for s in sections},
-        sequences=any(run.positions is not None for run in shown),
-    )
+    return {
+        "title": runs[0].label if not several else f"{sum(len(r.directories) for r in runs):,} runs compared",
+        "runs": runs,
+        "sections": sections,
+        "config_differences": tables.differences(labels, [r.config for r in shown]) if several else None,
+        "choosable": _choosable(all_members) if several else None,
+        "config": tables.common([run.config for run in runs]),
+        "machine_differences": tables.differences(labels, machines) if several else None,
+        "machine": tables.common(machines),
+        "commands": _commands(shown),
+        "directories": tables.directories(few),
+        "problems": [*said, *(problem for run in runs for problem in run.problems)],
+        "started": _started(runs),
+        "lower": {s["group"].lower for s in sections},
+        "sequences": any(run.positions is not None for run in shown),
+    }
 
 
 def _choosable(members: Sequence[Member]) -> list[tuple[str, str]] | None:

@@ -87,11 +87,17 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with style(), quiet():
             figure = function(*args, **kwargs)
-            figure.draw_without_rendering()
+            _lay_out(figure)
             figure.set_layout_engine("none")
             return figure
 
     return inside
+
+
+def _lay_out(figure: Figure) -> None:
+    """Constrained layout alone: a whole drawing would cost as much again as each file that is made of it."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
 
 
 def colour(slot: int) -> str:

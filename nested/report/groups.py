@@ -137,7 +137,8 @@ def _telling(runs: Sequence[Run]) -> list[str]:
 
 
 def _value(run: Run, key: str) -> object:
-    return (run.choices if key in run.choices else run.config).get(key, NONE)
+    value = (run.choices if key in run.choices else run.config).get(key, NONE)
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def varied(values: Sequence[Mapping[str, object]]) -> list[str]:

@@ -96,7 +96,7 @@ def table(group: Group, baseline: Member) -> Grid | None:
     if not rows:
         return None
     names = [text for metric in PAIRED for text in (heading(metric, group.lower), "p")]
-    tests = f", for no more than one of these {len(rows)} comparisons: with more, some are small by chance"
+    tests = f", not corrected for there being {len(rows)} comparisons: one in twenty is below 0.05 by chance"
     remark = (
         "Each minus the baseline, seed by seed, over the seeds that both have done: mean ± 95 percent interval "
         f"(Student t). p: two-sided paired t-test{tests if len(rows) > 1 else ''}. FLOPs: times the baseline's."

@@ -6,6 +6,7 @@ Shapes: S seeds, n experiences, matrices (S, n + 1, n).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ BARS = 48  # more levels than this are in the table alone
 POINTS = 400  # of a curve; longer ones are averaged
 RIGHT = "positions right"
 NAMED = 14  # clouds in a legend
+SEEN = 100  # points up to which single seeds are drawn under them
 SAME = 1.02  # costs that differ by less are equal
 COST = ("flops", "train_seconds")
 Draw = Callable[[str, Any, str], str]
@@ -47,10 +49,10 @@ def draw(group: Group, lines: Sequence[Sweep], shown: Group, folder: Path, key: 
         "matrix": list(_matrices(shown, panel)),
         "positions": list(_positions(shown, panel)),
         "loss": list(_training(shown, panel)),
-        "experiences": list(_experiences(shown, panel)),
+        "experiences": list(_experiences(shown, panel)) if shown is group else [],
         "stream": list(_stream(shown, panel)),
         "anytime": [*_anytime_together(shown, panel), *_anytime(shown, panel)],
-        "levels": list(_levels(shown, panel)),
+        "levels": list(_levels(shown, panel)) if shown is group else [],
     }
 
 
@@ -114,8 +116,10 @@ def clouds(
     by_weight = sorted(lines, key=lambda s: (not drawn & {m.label for m in s.members}, not s.keys))
     named = {s.label for s in by_weight[:NAMED]}
     found, rest = [], []
+    many = sum(len(line.members) for line in lines) > SEEN
     for line in lines:
         points = [p for m in line.members if (p := point(m.run)) is not None]
+        points = [replace(p, xs=(), ys=()) for p in points] if many else points
         if points and line.label in named:
             words = [line.label, span(line) if line.keys else "", flops_of(line) if stated else ""]
             found.append(Cloud(", ".join(w for w in words if w), line.slot, points, len(points) > 1))

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from nested.report.groups import UNTOLD, Group, Member, labelled
 from nested.report.records import mean_of
-from nested.report.tables import Cell, Grid, plain
+from nested.report.tables import Cell, Grid, plain, rank
 from nested.report.wording import NONE, heading, large, listed, score
 
 RATES = ("lr", "lr_scale", "lr_ratio", "eta")
 PERIODS = ("period_steps", "chunk_tokens", "base", "ratio")
 ENOUGH = 5  # points of a frontier
 MANY = 12  # configurations up to which every one has curves and a matrix
-FEW = 6  # of more than these
+FEW = 4  # of more than these
 REACHED = ("learning_acc", "forgetting", "acc")
 COMMON = ("model", "method", "levels")  # choices by which a sweep of several labels is called
 
@@ -55,8 +56,8 @@ class Sweep:
 
 
 def span(line: Sweep) -> str:
-    """`optim.lr 0.01 to 0.3`."""
-    return f"{line.name} {_written(line.values[0])} to {_written(line.values[-1])}"
+    """`lr 0.01 to 0.3`."""
+    return f"{line.name.rpartition('.')[2]} {_written(line.values[0])} to {_written(line.values[-1])}"
 
 
 def flops_of(line: Sweep) -> str:
@@ -204,10 +205,7 @@ def chosen(group: Group, lines: Sequence[Sweep], baseline: Member) -> Group:
     if len(group.members) <= MANY:
         return group
 
-    def better(m: Member) -> float:
-        acc = m.run.mean.get("acc")
-        return float("inf") if acc is None else acc if group.lower else -acc
-
+    better = partial(rank, lower=group.lower)
     first = sorted((min(line.members, key=better) for line in lines), key=better)
     order = [baseline, *first, *sorted(group.members, key=better)]
     kept = {m.label for m in list({m.label: m for m in order}.values())[:FEW]}

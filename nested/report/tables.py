@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nested.report.groups import Group, grouped, varied
+from nested.report.groups import Group, Member, grouped, varied
 from nested.report.records import METRICS, Run, mean_of, on_stream, visible
 from nested.report.wording import (
     NONE,
@@ -100,27 +100,59 @@ def known_metrics(runs: Sequence[Run], among: Sequence[str] = METRICS) -> tuple[
     return tuple(m for m in among if m in SHORT or any(run.mean.get(m) is not None for run in runs))
 
 
-def table(runs: Sequence[Run]) -> Table:
-    """The summary for the terminal: one row per run, a section for each stream."""
+def table(runs: Sequence[Run], most: int | None = None) -> Table:
+    """The summary for the terminal: one row per run, a section for each stream; of each the `most` best by ACC."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     groups, names = grouped(runs), known_metrics(runs, (*SHORT, "positions"))
+    short = [best(g, most) for g in groups] if most else groups
     out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
     remarks = ["mean ± 95 percent interval over seeds (Student t)"] if any(r.planned > 1 for r in runs) else []
     remarks += [f"accuracy: {EXACT}"] if "positions" in names else []
+    left = sum(len(g.members) - len(s.members) for g, s in zip(groups, short))
+    remarks += [f"and {left:,} of lower ACC: on the page"] if left else []
     out.caption = "\n".join(remarks) or None
     directions = {g.lower for g in groups}
     for k, title in enumerate(_head(names, directions.pop() if len(directions) == 1 else None)):
         out.add_column(title.replace(" ", "\n"), justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
-    for group in groups:
+    for group in short:
         if len(groups) > 1:
             out.add_section()
             out.add_row(Text(visible(group.title), style="italic"))
         for row in summary(group, names).rows:
             out.add_row(*(Text(visible(c.text) if c.head else _stacked(c.text)) for c in row))
     return out
+
+
+def printed(grid: Grid, title: str, most: int) -> Table:
+    """Any table for the terminal, cut after `most` rows."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=Text(visible(title)), title_justify="left")
+    for k, name in enumerate(grid.head):
+        out.add_column(name.replace(" ", "\n"), justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
+    for row in grid.rows[:most]:
+        out.add_row(*(Text(visible(c.text) if c.head else _stacked(c.text)) for c in row))
+    left = len(grid.rows) - most
+    out.caption = Text(f"{grid.remark}\nand {left:,} more: on the page" if left > 0 else grid.remark)
+    out.caption_justify = "left"
+    return out
+
+
+def best(group: Group, most: int) -> Group:
+    """The `most` members of the best ACC, in their order."""
+    kept = {m.label for m in sorted(group.members, key=lambda m: rank(m, group.lower))[:most]}
+    return replace(group, members=tuple(m for m in group.members if m.label in kept))
+
+
+def rank(member: Member, lower: bool) -> float:
+    """Less is better: by ACC, unknown ones last."""
+    acc = member.run.mean.get("acc")
+    return float("inf") if acc is None else acc if lower else -acc
 
 
 def _stacked(text: str) -> str:
@@ -258,11 +290,11 @@ def common(values: Sequence[dict[str, Any]]) -> Grid | None:
     return Grid(("key", "value"), tuple(rows)) if rows else None
 
 
-def directories(runs: Sequence[Run]) -> Grid:
+def directories(members: Sequence[Member]) -> Grid:
     """Where every run lies, and its page in the tracker."""
     rows = [
-        (Cell(r.label, head=True), Cell(r.run_id, link=r.tracked), Cell(r.status), Cell(str(r.path)))
-        for run in runs
+        (Cell(label, slot=slot, head=True), Cell(r.run_id, link=r.tracked), Cell(r.status), Cell(str(r.path)))
+        for run, slot, label in members
         for r in run.directories
     ]
     linked = any(c.link for row in rows for c in row)

@@ -253,7 +253,9 @@ def verdict(study: Study) -> str:
 
 
 def conclude(study: Study) -> None:
-    """Write `result.json`: how the study stands, for pages and trackers."""
+    """Write `result.json`, how the study stands, for trackers, and the page."""
+    from nested.tuning import page
+
     values, record = found(study).as_json(), study.record
     status = "done" if study.finished() else "interrupted"
     config = flatten(rundir.read_config(study.path))
@@ -267,6 +269,7 @@ def conclude(study: Study) -> None:
             **{k: values[k] for k in ("trials", "objective", "directions", "best")},
         },
     )  # fmt: skip
+    page.write(study)
 
 
 def _means(study: Study) -> dict[str, float]:

@@ -1,0 +1,106 @@
+"""The story of a comparison: words -> run directories -> configurations over seeds -> table, page, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nested import report, rundir
+from nested.errors import NestedError, UserError
+from nested.selection import selected
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Say = Callable[[str], None]
+WHOLE = 60  # run directories up to which all files of each are read
+PAGE = "compare/report.html"
+BRIEFLY = (
+    f"Of more than {WHOLE} runs nothing but result.json is read: their data are taken to be the same where their "
+    "streams have equal settings; training loss, anytime curves, data and environment are on the page of each run."
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was compared, and its page."""
+
+    paths: list[Path]
+    comparison: report.Comparison
+    page: Path
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        return {"page": str(self.page), "runs": [p.name for p in self.paths], **self.comparison.as_dict()}
+
+    def tables(self) -> list[Table]:
+        """For the terminal."""
+        return self.comparison.tables()
+
+
+def compare(
+    words: Sequence[str],
+    runs: str | Path = "runs",
+    out: Path | None = None,
+    baseline: str | None = None,
+    uri: str | None = None,
+    files: Sequence[tuple[str, Path]] = (),
+    say: Say = lambda _: None,
+) -> Compared:
+    """Compare what `words` name and write the page; `files` are ("csv" | "latex", file). Raises UserError."""
+    paths = selected(words, runs, uri, say)
+    whole = len(paths) <= WHOLE
+    loaded = [report.load(p, whole) for p in paths]
+    comparison = report.Comparison.of(loaded, baseline)
+    parent = _parent(paths)
+    page = out or (paths[0] / "report.html" if len(paths) == 1 and not parent else paths[0].parent / PAGE)
+    notes = [] if whole else [BRIEFLY]
+    with _writing(page):
+        if page.parent.name == Path(PAGE).parent.name and not out:
+            for old in (page.parent / "figures").glob("*.png"):
+                old.unlink()  # of the comparison that was here before
+        comparison.page(page, notes)
+    for kind, file in files:
+        with _writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(comparison.sheet(kind), encoding="utf-8")
+    if parent and not out:
+        _told(parent, say)
+    return Compared(paths, comparison, page)
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Turn an error of the disk into one line, with the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}; choose another file", key="--out", seen=str(file)
+        ) from None
+
+
+def _parent(paths: Sequence[Path]) -> Path | None:
+    """The one run that all are children of: the study of trials."""
+    parents = {p.parent for p in paths}
+    parent = parents.pop()
+    return parent if not parents and (parent / "FORMAT").is_file() else None
+
+
+def _told(parent: Path, say: Say) -> None:
+    """Make the page an artifact of the parent run, and send it where runs are tracked."""
+    from nested import tracking
+    from nested.rundir import SeedDir
+    from nested.settings import Tracking
+    from nested.signature import checked
+
+    SeedDir(parent).event("artifact", path=PAGE)
+    settings = Tracking(**checked(Tracking, rundir.read_config(parent)["tracking"], "tracking"))
+    if settings.enabled:
+        try:
+            tracking.sync(parent, settings)
+        except NestedError as error:
+            say(str(error))

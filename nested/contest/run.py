@@ -1,0 +1,188 @@
+"""The story of a contest, top to bottom: command line -> candidate -> arms -> trials -> verdict -> page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nested import rundir
+from nested.contest import wording
+from nested.contest.arms import Absent, Arm, on_stream, on_tokens
+from nested.contest.controls import arms
+from nested.contest.facts import measure
+from nested.contest.settings import Request, request
+from nested.contest.standing import COSTS, SCORES, Standing, standing
+from nested.contest.trials import Trial, check_same, fought, trials
+from nested.contest.verdict import Comparison, compared, frontier
+from nested.dryrun import dry_run
+from nested.errors import NestedError, UserError
+from nested.run import check, config_difference, prepare, rehearse
+from nested.streams.stream import Stream
+
+Say = Callable[[str], None]
+RECORD, PAGE = "contest.json", "report.html"
+GO_ON = "interrupted, everything is saved; to go on, give the same command again"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a contest came to: the content of `contest.json`."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdict, the sentence that counts first."""
+        return self.record["sentences"]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        return {"path": str(self.path), "page": str(self.path / PAGE), **self.record}
+
+
+def contest(words: Iterable[str], config_dir: str | Path | None, say: Say) -> Found:
+    """Begin a contest or continue it, to the end.
+
+    Raises UserError before anything is trained, KeyboardInterrupt when it is stopped (the same command goes on), and
+    NestedError, with the page written, where trials failed.
+    """
+    asked = request(words, config_dir)
+    check(asked.candidate)
+    rundir.check_writable(asked.candidate.runs)
+    stream = _stream(asked)
+    there, absent = field(asked, stream)
+    found = trials(there, asked.factors, asked.path)
+    for one in absent:
+        say(f"left out: {one.title}: {one.why}")
+    asked.path.mkdir(exist_ok=True)
+    with rundir.locked(asked.path):
+        check_same(found)
+        try:
+            cell = dry_run(asked.candidate).seconds / len(asked.candidate.seed_list())
+            problems = fought(found, asked.workers, say, cell)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(GO_ON) from None
+        result = conclude(asked, stream, there, absent, found, problems)
+    if problems:
+        first, why = next(iter(problems.items()))
+        text = f"{len(problems)} of {len(found)} trials failed, such as {first}: {why}; the page is without them"
+        raise NestedError(f"{text}: {asked.path / PAGE}. Give the same command again for them")
+    return result
+
+
+def _stream(asked: Request) -> Stream:
+    """The first seed's stream. Raises UserError for one without forgetting, and for a candidate that cannot be run."""
+    stream = rehearse(asked.candidate)
+    n = len(stream.experiences)
+    if n < 2:
+        text = f"{stream.name} has one experience, so that nothing can be forgotten; take two or more"
+        raise UserError(text, key="prefix" if asked.candidate.prefix else "stream", seen=n, allowed=">= 2")
+    return stream
+
+
+def field(asked: Request, stream: Stream) -> tuple[list[Arm], list[Absent]]:
+    """Who fights, each having been built once; who does not, and why."""
+    facts, _ = measure(asked.candidate)
+    there, absent = arms(asked.candidate, facts)
+    fit = there[:1]
+    for arm in there[1:]:
+        try:
+            prepare(arm.config, arm.config.seed_list()[0], stream)
+        except UserError as error:
+            absent.append(Absent(arm.title, str(error)))
+            continue
+        fit.append(arm)
+    return fit, absent
+
+
+def conclude(
+    asked: Request,
+    stream: Stream,
+    there: Sequence[Arm],
+    absent: Sequence[Absent],
+    found: Sequence[Trial],
+    problems: dict[str, str],
+) -> Found:
+    """Judge what is on disk: `contest.json` and the page."""
+    from nested.report import contest as pages
+
+    table = [standing(arm, found) for arm in there]
+    lower, own = stream.lower_is_better, asked.factors.index(1.0)
+    curves = {s.arm.name: s.curve(lower) for s in table if s.arm.ordered}
+    candidate = curves.pop("candidate")
+    against = compared(candidate, curves, own)
+    name, orders = there[0].title, len(asked.candidate.seed_list())
+    fights = [wording.Against(s.arm, against[s.arm.name], _ratio(s, table[0], own)) for s in table[1:] if s.arm.ordered]
+    levels = len(on_stream(asked.candidate)) + len(on_tokens(asked.candidate))
+    record = {
+        "format": 1, "name": asked.path.name, "command": asked.command, "candidate": name,
+        "sentences": wording.verdict(name, fights, "loss" if lower else "accuracy"),
+        "caveats": wording.caveats(len(asked.factors), orders, levels),
+        "stream": stream.name, "scenario": stream.scenario, "experiences": len(stream.experiences),
+        "lower_is_better": lower, "parts": list(asked.candidate.evaluate.parts),
+        "factors": list(asked.factors), "seeds": asked.candidate.seed_list(),
+        "arms": [_recorded(s, table[0], against.get(s.arm.name), asked.factors, own, lower) for s in table],
+        "absent": [vars(one) for one in absent], "problems": problems,
+        "cells": sum(len(t.ended()) for t in found),
+        "train_seconds": float(sum(np.nansum(s.values["train_seconds"]) for s in _trainings(table))),
+    }  # fmt: skip
+    rundir.write_json(asked.path / RECORD, record)
+    figures = asked.path / "figures"
+    if figures.is_dir():
+        shutil.rmtree(figures)  # of an earlier verdict
+    pages.page(record, asked.path / PAGE)
+    return Found(asked.path, record)
+
+
+def _trainings(table: Sequence[Standing]) -> list[Standing]:
+    """One standing for each training: arms may share one."""
+    return list({s.arm.home: s for s in table}.values())
+
+
+def _ratio(one: Standing, candidate: Standing, own: int, name: str = "flops") -> float | None:
+    """A cost at the candidate's own rate, as a multiple of the candidate's."""
+    ours, theirs = (s.mean(name, own) for s in (one, candidate))
+    return ours / theirs if ours is not None and theirs else None
+
+
+def _recorded(
+    one: Standing, candidate: Standing, against: Comparison | None, factors: Sequence[float], own: int, lower: bool
+) -> dict[str, Any]:
+    """An arm as plain values."""
+    on_it = frontier(one.curve(lower)) if one.arm.ordered else []
+    changed = config_difference(candidate.arm.config, one.arm.config)
+    return {
+        "name": one.arm.name, "title": one.arm.title, "what": one.arm.what, "ordered": one.arm.ordered,
+        "view": one.arm.view, "directories": [f"{one.arm.home}-{f:g}" for f in factors],
+        "differs": {k: list(v) for k, v in changed.items() if k != "label"},
+        "points": [
+            {
+                "factor": factor, "frontier": f in on_it,
+                **{
+                    n: {"mean": one.mean(n, f), "half": one.half(n, f), "orders": one.listed(n, f)} for n in SCORES
+                },
+            }
+            for f, factor in enumerate(factors)
+        ],
+        "cost": {n: one.mean(n, own) for n in COSTS},
+        "times": {n: _ratio(one, candidate, own, n) for n in COSTS},
+        "diverged": one.diverged, "missing": one.missing,
+        "against": None if against is None else _plain(against),
+    }  # fmt: skip
+
+
+def _plain(c: Comparison) -> dict[str, Any]:
+    return {
+        "outcome": c.outcome, "orders": c.orders, "learning": None if c.learning is None else abs(c.learning),
+        "difference": c.difference, "half": c.half, "p": c.p, "holm": c.holm, "gap": c.gap,
+        **{
+            name: None if values is None else [None if np.isnan(v) else float(v) for v in values]
+            for name, values in (("at", c.at), ("differences", c.differences))
+        },
+    }  # fmt: skip

@@ -1,0 +1,170 @@
+"""The trials of a contest: an arm at a rate is one run directory, its orders are the seeds in it.
+
+Seeds that are done are not done again, a trial whose process is killed goes on from its last checkpoint, and what
+another config has left under the same name is refused.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nested import rundir
+from nested.cells import outcomes
+from nested.config import Config, from_dict
+from nested.contest.arms import Arm, checked, scaled
+from nested.errors import Interrupted, NestedError, UserError
+from nested.run import FREE, config_difference, run_trial
+
+ATTEMPTS = 3  # at a trial whose process was killed
+ENDED = ("done", "diverged")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm at one rate."""
+
+    arm: str  # its directory's
+    factor: float
+    config: Config
+    path: Path
+
+    def ended(self) -> list[int]:
+        """The seeds that have come to their end."""
+        return [s for s in self.config.seed_list() if (found := summary(self.path, s)) and found["status"] in ENDED]
+
+
+class Ended(NamedTuple):
+    """How a trial ended: a word for each seed's status, or what went wrong."""
+
+    status: str
+    problem: str | None = None
+
+
+def trials(arms: Sequence[Arm], factors: Sequence[float], path: Path) -> list[Trial]:
+    """Every arm at every rate, the candidate first; arms that share a training share its trials."""
+    homes = {arm.home: arm for arm in reversed(arms)}
+    ordered = sorted(homes, key=[arm.home for arm in arms].index)
+    return [
+        Trial(home, f, replace(checked(scaled(homes[home].config, f)), runs=str(path)), path / f"{home}-{f:g}")
+        for home in ordered
+        for f in factors
+    ]
+
+
+def summary(path: Path, seed: int) -> dict[str, Any] | None:
+    """What a seed came to, if it has come to an end."""
+    file = path / f"seed-{seed}" / "summary.json"
+    return rundir.read_json(file) if file.is_file() else None
+
+
+def check_same(found: Sequence[Trial]) -> None:
+    """Raise UserError where a directory holds another config; a trial may get more seeds, or fewer."""
+    for trial in found:
+        if not (trial.path / "FORMAT").is_file():
+            continue
+        before = from_dict(rundir.read_config(trial.path))
+        free = (*FREE, "label", "seed")
+        changed = {k: v for k, v in config_difference(before, trial.config).items() if not k.startswith(free)}
+        if changed:
+            shown = "; ".join(f"{k}: recorded {a!r}, now {b!r}" for k, (a, b) in changed.items())
+            text = f"{trial.path} was made with another config: {shown}. Give this contest a name of its own"
+            raise UserError(text, key="contest.name", seen=trial.path.parent.name)
+        if before.seed_list() != trial.config.seed_list():
+            (trial.path / "FORMAT").unlink()  # the record of its config is written anew
+
+
+def fought(found: Sequence[Trial], workers: int, say: Say, cell: float = 0.0) -> dict[str, str]:
+    """Run what is left of every trial; directory -> what went wrong, of those that could not.
+
+    `cell` are the seconds that one is expected to take. Raises KeyboardInterrupt with everything saved.
+    """
+    clock = Clock(found)
+    say(clock.begun(cell / workers))
+    problems: dict[str, str] = {}
+    left = [t for t in found if len(t.ended()) < len(t.config.seed_list())]
+    for attempt in range(ATTEMPTS):
+        killed = []
+        for trial, outcome in _outcomes(left, workers):
+            if isinstance(outcome, BrokenExecutor):
+                killed.append(trial)
+                say(f"{trial.path.name}: its process was killed, or out of memory")
+                continue
+            if outcome.status == "interrupted":
+                raise KeyboardInterrupt
+            if outcome.problem:
+                problems[trial.path.name] = outcome.problem
+            say(clock.told(trial, outcome))
+        left = killed
+        if not left:
+            return problems
+        if attempt + 1 == ATTEMPTS:
+            problems |= {t.path.name: f"its process was killed {ATTEMPTS} times" for t in left}
+    return problems
+
+
+def _outcomes(left: Sequence[Trial], workers: int) -> Iterator[tuple[Trial, Any]]:
+    if workers > 1:
+        return outcomes(one, left, workers)
+    return ((trial, one(trial)) for trial in left)
+
+
+def one(trial: Trial) -> Ended:
+    """Run a trial, in whatever process; the checkpoints of seeds that are done have served."""
+    try:
+        result = run_trial(trial.config, trial.path, lambda *_: None)
+    except Interrupted:
+        return Ended("interrupted")
+    except (NestedError, OSError) as error:  # a config that cannot be run, or the machine
+        return Ended("failed", str(error))
+    except Exception as error:  # of a component
+        traceback.print_exc()
+        return Ended("failed", f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
+    for seed in trial.ended():
+        for file in (trial.path / f"seed-{seed}" / "checkpoints").glob("*.pt"):
+            file.unlink()
+    return Ended(result.status)
+
+
+class Clock:
+    """How many cells are done and, from those done since it was made, how long the others will take."""
+
+    def __init__(self, found: Sequence[Trial]):
+        self.found = found
+        self.cells = sum(len(t.config.seed_list()) for t in found)
+        self.before = self._done()
+        self.start = time.monotonic()
+
+    def _done(self) -> int:
+        return sum(len(t.ended()) for t in self.found)
+
+    def begun(self, each: float) -> str:
+        """`each`: seconds expected for a cell."""
+        orders, left = len(self.found[0].config.seed_list()), self.cells - self.before
+        rest = f", {left} of them left" if self.before else ""
+        time_left = f": about {_minutes(left * each)}" if left and each else ""
+        return f"{len(self.found)} trials of {orders} orders, {self.cells} cells{rest}{time_left}"
+
+    def told(self, trial: Trial, ended: Ended) -> str:
+        done = self._done()
+        seconds = (time.monotonic() - self.start) / max(1, done - self.before) * (self.cells - done)
+        left = "" if done == self.cells else f", about {_minutes(seconds)} left"
+        values = [s for seed in trial.ended() if (s := summary(trial.path, seed))]
+        means = " ".join(f"{n} {_mean(values, n)}" for n in ("learning_acc", "forgetting")) if values else ""
+        how = f"{ended.status}: {ended.problem}" if ended.problem else ended.status if ended.status != "done" else means
+        return f"{done} of {self.cells} cells{left}  |  {trial.path.name}  {how}"
+
+
+def _mean(values: Sequence[dict[str, Any]], name: str) -> str:
+    known = [v[name] for v in values if v.get(name) is not None]
+    return f"{sum(known) / len(known):.3f}" if known else "-"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,49 @@
+"""nested/cells.py: whoever stops listening to outcomes, or is killed, leaves no process behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nested.cells import outcomes
+
+HERE = Path(__file__).parent
+SCRIPT = "import cell_functions as c, nested.cells as n; list(n.outcomes(c.sleep, [{path!r}], 1))"
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends, at the latest in a minute."""
+    for _ in range(600):
+        file = Path(f"/proc/{pid}/stat")
+        if not file.exists() or file.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def pid_in(file: Path) -> int:
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.05)
+    return int(file.read_text())
+
+
+def test_whoever_leaves_takes_the_processes_along(tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    import cell_functions
+
+    found = outcomes(cell_functions.sleep, ["", str(tmp_path / "pid")], 2)
+    assert next(found) == ("", None)
+    pid = pid_in(tmp_path / "pid")
+    found.close()  # type: ignore[attr-defined]
+    assert gone(pid)
+
+
+def test_a_killed_parent_takes_them_along(tmp_path: Path):
+    path = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT.format(path=str(path))], cwd=HERE)
+    pid = pid_in(path)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert gone(pid)
