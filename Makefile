@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do p=$$(command -v python$$v 2>/dev/n
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench torture clean
+.PHONY: demo test browser lint bench torture clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -17,6 +17,13 @@ demo: $(READY)  ## the main job: a stream of tasks in, a forgetting report out
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+browser: $(READY)  ## the pages in a real browser: installs playwright and its Chromium, then runs tests/browser
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
+	@test -n "$(NESTED_BROWSER)" || $(BIN)/python -m playwright install chromium || { \
+	  echo "Chromium cannot be downloaded here. Install one by other means (a package of your system, or a copy from another" >&2; \
+	  echo "machine), and name it: make browser NESTED_BROWSER=/path/to/chrome" >&2; exit 2; }
+	@OMP_NUM_THREADS=1 NESTED_BROWSER="$(NESTED_BROWSER)" $(BIN)/python -m pytest tests/browser
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -60,7 +60,7 @@ class Comparison:
         if self.meet:
             return "even" if not significant else "less" if self.difference > 0 else "more"
         if self.gap > 0:  # the control has learned more
-            return "apart" if self.difference > 0 else "more" if significant else "even"
+            return "even" if not significant else "more" if self.difference < 0 else "apart"
         return "less" if significant and self.difference > 0 else "apart"
 
 

@@ -119,7 +119,8 @@ def _listed(words: str, against: Sequence[Against], measure: str) -> list[str]:
     parts = []
     for a in sorted(against, key=_difference):
         assert a.found is not None
-        where = "apart" if a.found.learning is None else f"at {abs(a.found.learning):.2f}"
+        learned = f"having learned {abs(a.found.gap):.2f} {'less' if a.found.gap > 0 else 'more'}"
+        where = learned if a.found.learning is None else f"at {abs(a.found.learning):.2f}"
         cost = "" if a.cost is None or abs(a.cost - 1) <= EQUAL else f", {flops(a.cost)}"
         parts.append(f"{a.arm.title} ({forgets(a.found)} {where}, {p_of(a.found)}{cost})")
     return [f"{words}: {'; '.join(parts)}."]

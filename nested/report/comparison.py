@@ -11,7 +11,8 @@ from nested.report import pairs, sheets, tables
 from nested.report.document import page
 from nested.report.groups import Group, Member, grouped
 from nested.report.pooling import pooled
-from nested.report.records import Run
+from nested.report.records import Run, visible
+from nested.report.tables import Grid, stacked
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,7 @@ class Comparison:
     def tables(self) -> list[Table]:
         """For the terminal: all configurations, and each against its stream's baseline."""
         compared = zip(self.groups, self.baselines)
-        found = [tables.printed(grid, f"against “{b.label}”", ROWS) for g, b in compared if (grid := pairs.table(g, b))]
+        found = [_printed(grid, f"against “{b.label}”", ROWS) for g, b in compared if (grid := pairs.table(g, b))]
         return [tables.table(self.runs, ROWS), *found]
 
     def sheet(self, kind: str) -> str:
@@ -52,3 +53,20 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return sheets.as_dict(self.groups, self.baselines)
+
+
+def _printed(grid: Grid, title: str, most: int) -> Table:
+    """Any table for the terminal, cut after `most` rows."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=Text(visible(title)), title_justify="left")
+    for k, name in enumerate(grid.head):
+        out.add_column(name.replace(" ", "\n"), justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
+    for row in grid.rows[:most]:
+        out.add_row(*(Text(visible(c.text) if c.head else stacked(c.text)) for c in row))
+    left = len(grid.rows) - most
+    out.caption = Text(f"{grid.remark}\nand {left:,} more: on the page" if left > 0 else grid.remark)
+    out.caption_justify = "left"
+    return out

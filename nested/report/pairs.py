@@ -6,14 +6,13 @@ of what the seeds themselves make different.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from nested.errors import UserError, nearest
-from nested.metrics import interval
+from nested.metrics import interval, paired_p
 from nested.report.groups import Group, Member
 from nested.report.records import Run, mean_of
 from nested.report.tables import Cell, Grid
@@ -43,18 +42,7 @@ def paired(run: Run, baseline: Run, metric: str) -> Pair | None:
         return None
     mean, half = interval(found)
     assert mean is not None
-    return Pair(len(found), mean, half, _p_value(np.array(found)))
-
-
-def _p_value(differences: np.ndarray) -> float | None:
-    """Two-sided, by Student's t with n - 1 degrees of freedom."""
-    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
-    if spread <= 1e-12 * float(np.abs(differences).max()):
-        return None
-    from scipy.special import stdtr
-
-    t = float(differences.mean()) / (spread / math.sqrt(len(differences)))
-    return float(2 * stdtr(len(differences) - 1, -abs(t)))
+    return Pair(len(found), mean, half, paired_p(np.array(found)))
 
 
 def baselines(groups: Sequence[Group], name: str | None) -> list[Member]:

@@ -132,13 +132,13 @@ def _column(points: Sequence[Point], name: str) -> Array:
 
 def _logarithmic(axes: Any) -> None:
     """A logarithmic scale with few plain numbers on it, whether it spans a tenth or ten decades."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     locator = LogLocator(numticks=6) if high > 30 * low else MaxNLocator(5)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
 
 

@@ -122,24 +122,7 @@ def table(runs: Sequence[Run], most: int | None = None) -> Table:
             out.add_section()
             out.add_row(Text(visible(group.title), style="italic"))
         for row in summary(group, names).rows:
-            out.add_row(*(Text(visible(c.text) if c.head else _stacked(c.text)) for c in row))
-    return out
-
-
-def printed(grid: Grid, title: str, most: int) -> Table:
-    """Any table for the terminal, cut after `most` rows."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, title=Text(visible(title)), title_justify="left")
-    for k, name in enumerate(grid.head):
-        out.add_column(name.replace(" ", "\n"), justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
-    for row in grid.rows[:most]:
-        out.add_row(*(Text(visible(c.text) if c.head else _stacked(c.text)) for c in row))
-    left = len(grid.rows) - most
-    out.caption = Text(f"{grid.remark}\nand {left:,} more: on the page" if left > 0 else grid.remark)
-    out.caption_justify = "left"
+            out.add_row(*(Text(visible(c.text) if c.head else stacked(c.text)) for c in row))
     return out
 
 
@@ -155,7 +138,7 @@ def rank(member: Member, lower: bool) -> float:
     return float("inf") if acc is None else acc if lower else -acc
 
 
-def _stacked(text: str) -> str:
+def stacked(text: str) -> str:
     """The interval below its mean: columns stay narrow, and no terminal cuts a number."""
     return text.replace(" ± ", "\n±")
 

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make browser")
-    chosen = os.environ.get("NESTED_BROWSER")
+    chosen = os.environ.get("NESTED_BROWSER") or None
     with playwright.sync_playwright() as driver:
         try:
             found = driver.chromium.launch(executable_path=chosen, args=["--no-sandbox"])

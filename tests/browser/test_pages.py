@@ -23,7 +23,7 @@ def sweep(root, labels=("naive", "replay"), rates=(0.01, 0.03, 0.1, 0.3, 1.0), *
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(browser, tmp_path_factory):
     """Two methods with a sweep each, a joint fit, and a run whose name is a script."""
     root = tmp_path_factory.mktemp("comparison")
     paths = sweep(root, anytime=True, seeds=(0, 1))

@@ -89,6 +89,7 @@ def test_orders_that_do_not_meet_are_left_out_while_half_of_them_do():
         ([0.8, 0.9], [[0.1, 0.101], 0.4], "more"),  # learned more, and forgets .1 less
         ([0.8, 0.9], [[0.1, 0.29], 0.4], "even"),  # learned more, and perhaps forgets less
         ([0.8, 0.9], [[0.3, 0.31], 0.4], "apart"),  # learned more and forgets more
+        ([0.8, 0.9], [[0.2, 0.31], 0.4], "even"),  # learned more, and perhaps forgets more
         ([0.1, 0.2], [0.3, [0.3, 0.31]], "less"),
         ([0.1, 0.2], [0.0, [0.05, 0.051]], "apart"),
     ],
