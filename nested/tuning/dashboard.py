@@ -26,7 +26,7 @@ def check(port: int) -> None:
 
 def serve(study: Study, port: int) -> None:
     """Show every study of the storage on this machine, until Ctrl-C."""
-    from optuna_dashboard import run_server
+    from optuna_dashboard import run_server  # pyright: ignore[reportMissingImports]
 
     with contextlib.suppress(KeyboardInterrupt):
         run_server(study.storage, host=HOST, port=port)

@@ -35,7 +35,7 @@ class Job:
 
     def checkpoint(self) -> Any:
         """What submitit queues again."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(Job(self.path, self.runner))
 
@@ -45,7 +45,7 @@ def check(launcher: Launcher) -> None:
     if importlib.util.find_spec("submitit") is None:
         text = "jobs need the package submitit: pip install 'nested-cl[cluster]'; or leave launcher out"
         raise UserError(text, key="launcher", seen=launcher.cluster)
-    import submitit
+    import submitit  # pyright: ignore[reportMissingImports]
 
     if launcher.cluster == "slurm" and not submitit.SlurmExecutor.affinity() > 0:
         text = "there is no sbatch on this machine; submit from a login node, or take launcher=local"
@@ -54,7 +54,7 @@ def check(launcher: Launcher) -> None:
 
 def launched(study: Study, n: int, launcher: Launcher, tick: Callable[[], None], runner: str = RUNNER) -> None:
     """Work with n jobs to the end. Raises KeyboardInterrupt with the jobs cancelled, UserError for unknown options."""
-    import submitit
+    import submitit  # pyright: ignore[reportMissingImports]
 
     executor = submitit.AutoExecutor(folder=study.path / "jobs", cluster=launcher.cluster)
     try:
