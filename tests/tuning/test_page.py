@@ -132,11 +132,15 @@ def test_searches_and_launchers_are_listed_and_explained():
     assert "launcher.timeout_min" in done("show", "launcher=slurm").out
 
 
+def test_the_dashboard_asks_for_a_port_that_is_free():
+    pytest.importorskip("optuna_dashboard")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port"):
+        dashboard.check(taken.getsockname()[1])
+
+
 def test_the_dashboard_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small_study(tmp_path / "runs", RATE, "tune.study=s")
     monkeypatch.chdir(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port"):
-        dashboard.check(taken.getsockname()[1])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "nested-cl[dashboard]" in nested("ui", "--study", "s").err
 

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import threading
 from pathlib import Path
@@ -92,7 +93,13 @@ def test_a_continued_study_equals_an_uninterrupted_one(tmp_path: Path):
     assert told(worked(Study(broken.path))) == told(whole)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "cmaes", "random"])
+def needs(package: str, *values: str) -> Any:
+    """A case for which an extra must be installed."""
+    missing = importlib.util.find_spec(package) is None
+    return pytest.param(*values, marks=pytest.mark.skipif(missing, reason=f"{package} is not installed"))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", needs("cmaes", "cmaes"), "random"])
 def test_a_sampler_proposes_the_same_again_and_another_seed_something_else(sampler: str, tmp_path: Path):
     words = [PERIOD, RATE, f"tune.sampler={sampler}", "tune.n_trials=12"]
     first, again, other = (
@@ -240,7 +247,11 @@ def test_a_run_is_no_study(tmp_path: Path):
 @pytest.mark.parametrize(
     "uri, said",
     [
-        ("postgresql://me:secret@127.0.0.1:1/x", "cannot reach postgresql://me:\\*\\*\\*@127.0.0.1:1/x.*initdb"),
+        needs(
+            "psycopg2",
+            "postgresql://me:secret@127.0.0.1:1/x",
+            "cannot reach postgresql://me:\\*\\*\\*@127.0.0.1:1/x.*initdb",
+        ),
         ("grpc://127.0.0.1:1", "run_grpc_proxy_server"),
         ("sqlite:////proc/none/x.db", "choose a file"),
         ("journal:////proc/none/x.log", "choose a file"),
@@ -289,7 +300,7 @@ def test_a_worker_killed_between_two_values_leaves_a_trial_that_has_all_of_them(
     assert told(worked(study)) == worked_alone
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "cmaes", "random", "grid"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", needs("cmaes", "cmaes"), "random", "grid"])
 def test_a_dimension_of_one_value_has_it(sampler: str, tmp_path: Path):
     one = ["tune.space.optim.momentum={low:0.5,high:0.5}", "tune.space.trainer.epochs={low:2,high:2}"]
     rest = [] if sampler == "grid" else [RATE, "tune.space.optim.nesterov={choices:[true]}"]

@@ -33,6 +33,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
     """A database of our own, by a user who may run one."""
+    pytest.importorskip("psycopg2")
     if not (shutil.which("initdb") and shutil.which("pg_ctl")):
         pytest.skip("no PostgreSQL here: initdb and pg_ctl are not on the path")
     user = "postgres" if os.getuid() == 0 else None
