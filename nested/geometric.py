@@ -28,15 +28,8 @@ def steps(
 
     `glob` names a level's parameters, {level} standing for its number. Raises UserError for one without it.
     """
-    chain = {
-        f"l{level}": {
-            "params": [_glob(glob, level)],
-            "period_steps": base * ratio**level,
-            "lr_scale": lr_scale * lr_ratio**level,
-        }
-        for level in range(n_levels)
-    }
-    return {"fast": {"params": "rest", "period_steps": 1}, **chain}
+    rest = {"params": "rest", "period_steps": 1}
+    return {"fast": rest, **_chain(n_levels, glob, period_steps=(base, ratio), lr_scale=(lr_scale, lr_ratio))}
 
 
 def tokens(
@@ -51,15 +44,19 @@ def tokens(
 
     Initial states learn at every step, with all else. Raises UserError for a `glob` without {level}.
     """
-    chain = {
+    rest = {"params": "rest", "period_steps": 1}
+    return {"all": rest, **_chain(n_levels, glob, chunk_tokens=(base, ratio), eta=(eta, eta_ratio))}
+
+
+def _chain(n_levels: int, glob: str, **sequences: tuple[float, float]) -> Sections:
+    """Levels l0, l1, ...; each key a geometric sequence over them, from its (first value, ratio)."""
+    return {
         f"l{level}": {
             "params": [_glob(glob, level)],
-            "chunk_tokens": base * ratio**level,
-            "eta": eta * eta_ratio**level,
+            **{key: first * ratio**level for key, (first, ratio) in sequences.items()},
         }
         for level in range(n_levels)
     }
-    return {"all": {"params": "rest", "period_steps": 1}, **chain}
 
 
 def _glob(glob: str, level: int) -> str:
