@@ -118,6 +118,13 @@ def interval(values: Sequence[float | None]) -> tuple[float | None, float | None
     return float(known.mean()), None if half is None else float(half)
 
 
+def paired(differences: Sequence[float] | Array) -> tuple[float, float | None, float | None]:
+    """Mean of the paired differences, of which there is at least one, half width of its interval, and p."""
+    found = np.asarray(differences, dtype=np.float64)
+    half = half_width(found)
+    return float(found.mean()), None if half is None else float(half), paired_p(found)
+
+
 def over_seeds(summaries: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """{name: mean} and {name: half width} over the seeds' summaries."""
     pairs = {name: interval([s.get(name) for s in summaries]) for name in names}

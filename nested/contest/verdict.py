@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nested.metrics import half_width, paired_p
+from nested.metrics import paired
 
 Array = NDArray[np.float64]
 Outcome = Literal["less", "more", "even", "apart"]
@@ -127,11 +127,11 @@ def _apart(a: Curve, b: Curve) -> Comparison | None:
 def _tested(differences: Array, at: Array | None, gap: float = 0.0) -> Comparison:
     """The paired test of the differences (S,) that are known."""
     known = differences[np.isfinite(differences)]
-    mean, half, p = float(known.mean()), half_width(known), paired_p(known)
+    mean, half, p = paired(known)
     if p is None:  # they do not vary: surely nothing, or surely something
         p = float(mean == 0)
     learning = None if at is None else float(at[np.isfinite(at)].mean())
-    return Comparison(len(known), learning, mean, None if half is None else float(half), p, 1.0, gap, at, differences)
+    return Comparison(len(known), learning, mean, half, p, 1.0, gap, at, differences)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from nested import metrics
 from nested.errors import UserError, nearest
-from nested.metrics import interval, paired_p
 from nested.report.groups import Group, Member
 from nested.report.records import Run, mean_of
 from nested.report.tables import Cell, Grid
@@ -38,11 +36,7 @@ def paired(run: Run, baseline: Run, metric: str) -> Pair | None:
         for s in sorted(ours.keys() & theirs.keys())
         if (a := ours[s]) is not None and (b := theirs[s]) is not None
     ]
-    if not found:
-        return None
-    mean, half = interval(found)
-    assert mean is not None
-    return Pair(len(found), mean, half, paired_p(np.array(found)))
+    return Pair(len(found), *metrics.paired(found)) if found else None
 
 
 def baselines(groups: Sequence[Group], name: str | None) -> list[Member]:

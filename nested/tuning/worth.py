@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from nested import metrics
 from nested.tuning.objective import Objective, Unavailable, mean
 
@@ -128,11 +126,7 @@ def better_by(objective: Objective, metric: str, one: Outcome, other: Outcome) -
     ours, theirs = one.values(metric), other.values(metric)
     sign = 1.0 if objective.directions[objective.names.index(metric)] == "maximize" else -1.0
     found = [sign * (ours[s] - theirs[s]) for s in ours if s in theirs]
-    if not found:
-        return None
-    middle, half = metrics.interval(found)
-    assert middle is not None
-    return Pair(len(found), middle, half, metrics.paired_p(np.array(found)) if len(found) > 1 else None)
+    return Pair(len(found), *metrics.paired(found)) if found else None
 
 
 def sentence(study: Study, streams: Sequence[Stream]) -> str:
