@@ -1,0 +1,110 @@
+"""Attention as one function: arguments checked, a form chosen, precision kept.
+
+Order of differentiation: "reference" any, "chunked" two (a third raises and says so), "fused" one (a second raises):
+torch's own fused attention, for what no inner gradient passes.
+
+Shapes: B batch, T tokens (queries), N keys and values, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nested_kernels.attention_hvp.chunked import attention_hvp_chunked
+from nested_kernels.attention_hvp.reference import attention_hvp_reference, hidden
+
+Backend = Literal["auto", "reference", "chunked", "fused"]
+BLOCK = 64  # the fastest or near it on a CPU, for windows of 64 and 512 and without one, heads of 32 and 64
+FEW = 16  # tokens for which all scores at once are faster (1.3 to 1.9 times, most shapes); that is still linear in N
+
+
+def attention_hvp(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    backend: Backend = "auto",
+    *,
+    block: int | None = None,
+) -> Tensor:
+    """q (B, T, H, K), k and v (B, N, H, K), N >= T -> (B, T, H, K): causal attention with scale 1 / sqrt(K).
+
+    Queries are the last T of the N positions: query t stands at N - T + t and sees the `window` keys that end with its
+    own position, or without a window all keys up to it.
+
+    Differentiable twice, with "reference" to any order. The chunked form, `block` queries at a time, keeps memory
+    linear in T and N. Computed in float32, or in float64 where the operands are float64; the result has their dtype.
+    So are the chunked form's derivatives; an autocast around the differentiation reaches those of "reference".
+    Raises ValueError that names the argument, what was seen and what is allowed.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"attention_hvp: backend is {backend!r}; allowed: {', '.join(get_args(Backend))}")
+    for name, length in (("window", window), ("block", block)):
+        if length is not None and length < 1:
+            raise ValueError(f"attention_hvp: {name} is {length}; 1 or more is allowed")
+    _check_tensors(q, k, v)
+    out, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    with torch.autocast(q.device.type, enabled=False):  # which would add up in half precision
+        if window is not None:
+            k, v = (x[:, -(q.shape[1] - 1 + window) :] for x in (k, v))  # the keys that some query sees
+        if backend == "reference" or (backend == "auto" and q.shape[1] <= FEW):
+            y = attention_hvp_reference(q, k, v, window=window)
+        elif backend == "fused":
+            y = _fused(q, k, v, window)
+        else:
+            y = attention_hvp_chunked(q, k, v, window=window, block=block or BLOCK)
+    return y.to(out)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """torch's fused attention; a second derivative, for which torch may have none, always raises."""
+    square = q.shape[1] == k.shape[1] and (window is None or window >= k.shape[1])
+    mask = None if square else hidden(q.shape[1], k.shape[1], window, q)
+    operands = (_Once.apply(x, True).transpose(1, 2) for x in (q, k, v))  # (B, H, ., K)
+    return F.scaled_dot_product_attention(*operands, attn_mask=mask, is_causal=square).transpose(1, 2)
+
+
+class _Once(torch.autograd.Function):
+    """The identity, of which a second derivative raises: whether torch's kernel has one depends on the kernel."""
+
+    @staticmethod
+    def forward(x: Tensor, first: bool) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+        ctx.first = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.first:
+            return _Once.apply(grad, False), None  # type: ignore[return-value]
+        text = 'attention_hvp: "fused" is differentiable once; take "chunked" (twice) or "reference" (any order)'
+        raise NotImplementedError(text)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        axes = "(B, T, H, K)" if name == "q" else "(B, N, H, K)"
+        if not isinstance(x, Tensor):
+            seen = "None" if x is None else f"a {type(x).__name__}"
+            raise ValueError(f"attention_hvp: {name} is {seen}; a tensor {axes} is needed")
+        if x.ndim != 4 or not x.numel():
+            raise ValueError(f"attention_hvp: {name} is {tuple(x.shape)}; allowed: {axes}, each 1 or more")
+        if not x.is_floating_point():
+            raise ValueError(f"attention_hvp: {name} is {x.dtype}; floating-point dtypes are allowed")
+        if x.dtype != q.dtype:
+            raise ValueError(f"attention_hvp: {name} is {x.dtype} and q {q.dtype}; one dtype is allowed")
+        if x.device != q.device:
+            raise ValueError(f"attention_hvp: {name} is on {x.device} and q on {q.device}; one device is allowed")
+    (b, t, h, size), n = q.shape, k.shape[1]
+    if k.shape != (b, n, h, size) or n < t:
+        allowed = f"beside q {tuple(q.shape)} it must be ({b}, N, {h}, {size}) with N of {t} or more"
+        raise ValueError(f"attention_hvp: k is {tuple(k.shape)}; {allowed}")
+    if v.shape != k.shape:
+        raise ValueError(f"attention_hvp: v is {tuple(v.shape)}; as k it must be {tuple(k.shape)}")
