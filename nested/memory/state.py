@@ -1,15 +1,41 @@
-"""What every memory asks of its tokens and of the state it goes on from, so that a wrong one is refused by name.
+"""What a memory asks of its width, its tokens and the state it goes on from, so that a wrong one is refused by name.
 
-Shapes: B batch, T tokens, D width.
+Shapes: B batch, T tokens, D width, H heads, K = D / H, S size of a convolution.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nested.errors import UserError
 
 Chunks = ("anchor", "chunk", "projection_chunk")  # tokens between two anchors of a memory's gradient, where it has some
+
+
+class Convolved(NamedTuple):
+    """What a memory behind a short convolution holds: the convolution's last tokens, and the memory itself."""
+
+    seen: Tensor  # (B, S-1, channels)
+    memory: Tensor  # (B, H, V, K)
+
+
+def state_bytes(state: Any) -> int:
+    """Bytes in the tensors of a state, however it nests: what a sequence's past costs to keep, for its whole batch."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
+
+
+def head_size(width: int, heads: int, rotary: bool = False) -> int:
+    """K. Raises UserError where heads do not divide the width, or leave odd sizes, which cannot be rotary."""
+    step = 2 if rotary else 1
+    if width % (step * heads):
+        fit = [n for n in range(1, width // step + 1) if width % (step * n) == 0]
+        text = f"{heads} heads do not divide a width of {width}{' into even sizes' if rotary else ''}; "
+        text += f"heads that do: {', '.join(map(str, fit)) or 'none, take an even width'}"
+        raise UserError(text, key="model.heads", seen=heads, allowed=fit)
+    return width // heads
 
 
 def check_tokens(x: Tensor, width: int) -> None:
@@ -27,6 +53,12 @@ def check_length(memory: nn.Module, tokens: int, where: str = "model") -> None:
             text = f"a chunk of {chunk} tokens is longer than the sequence of {tokens}: no token would see a write"
             text += f"; take at most {tokens} (the first piece of a longer sequence is read from initial_state)"
             raise UserError(text, key=f"{where}.{name}", seen=chunk, allowed=tokens)
+
+
+def check_states(state: Any, wanted: Any, x: Tensor) -> None:
+    """`check_state` of every tensor in a named tuple."""
+    for part, held, new in zip(wanted._fields, state, wanted):
+        check_state(part, held, new, x)
 
 
 def check_state(part: str, seen: Tensor, wanted: Tensor, x: Tensor, dtype: bool = True) -> None:
