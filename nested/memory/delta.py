@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nested.errors import UserError
 from nested.memory.gates import Gate, gate, gate_bias, rate, read_norm, unit
-from nested.memory.objectives import bound, check_rate
+from nested.memory.objectives import bound, check_rate, check_rates
 from nested.memory.state import check_length, check_state, check_tokens
 from nested.precision import wide, wide_dtype
 from nested.signature import Bound, checked
@@ -54,7 +54,7 @@ class DeltaMemory(nn.Module):
         read: Read = "after",
         gates: Gate = "sigmoid",
         alpha: Literal["gate", "one"] = "gate",
-        alpha_start: Annotated[float, Bound(gt=0, le=1)] = 0.99,
+        alpha_start: float = 0.99,
         eta: Literal["gate", "constant"] = "gate",
         eta_max: Annotated[float, Bound(gt=0)] | None = None,
         monotone: bool = False,
@@ -107,7 +107,11 @@ class DeltaMemory(nn.Module):
         return q.to(state.memory.dtype) @ state.memory.mT
 
     def write(self, state: State, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor) -> State:
-        """k (B, H, T, K), v (B, H, T, V), eta and alpha (B, H, T) are learned one after the other."""
+        """k (B, H, T, K) of length 1, v (B, H, T, V), eta and alpha (B, H, T) are learned one after the other.
+
+        Raises UserError for rates at which the memory does not contract.
+        """
+        check_rates(eta, alpha, self.objective, self.rule, anchor=self.anchor)
         return self._run(k, k, v, eta, alpha, state)[1]
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:

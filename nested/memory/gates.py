@@ -1,9 +1,10 @@
 """Gates, rates and norms that keep a fast memory stable.
 
 "Nested Learning" (arXiv 2512.24695v1) leaves open how eta and alpha are parametrised (Eq. 76, 83). Here both are gates,
-and eta = eta_max alpha gate, so that no data leads out of the contractive range of `nested.memory.objectives`. What has
-to last for hundreds of tokens needs an alpha of exactly 1 and an eigenvalue of exactly -1: a sigmoid reaches neither,
-the hard gate both.
+and eta = eta_max alpha gate, so that token by token no data leads out of the contractive range of
+`nested.memory.objectives` (over a chunk of stale gradients an alpha that changes can: see there). What has to last for
+hundreds of tokens needs an alpha of exactly 1 and an eigenvalue of exactly -1: a sigmoid reaches neither, the hard gate
+both.
 
 Shapes: B batch, T tokens, H heads, K key, V value.
 """
@@ -37,7 +38,10 @@ def gate_bias(start: float, kind: Gate = "sigmoid", key: str = "model.alpha_star
     share = start if kind == "sigmoid" else (start + 0.1) / 1.2
     if not (0 <= start <= 1 and 0 < share < 1):
         allowed = "a value above 0 and below 1" if kind == "sigmoid" else "a value from 0 to 1"
-        raise UserError(f"{start:g} is not allowed for a {kind} gate; {allowed} is", key=key, seen=start)
+        why = "it reaches neither end, a hard one does"
+        if not 0 <= start <= 1:
+            why = "beyond, retention or the share of the rate's bound would make a memory grow or turn its sign"
+        raise UserError(f"{start:g} is not allowed for a {kind} gate; {allowed} is: {why}", key=key, seen=start)
     return math.log(share / (1 - share))
 
 

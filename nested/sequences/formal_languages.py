@@ -6,9 +6,9 @@ next is asked for, END among them where the string may end there. Published mode
 here each different set has a number, its class, so that one cross entropy and one argmax serve all six languages. It is
 the same question: the classes are exactly the sets that occur. For parity it is the parity of the ones so far.
 
-Protocol: train on lengths 2 to 50, judge on new strings of these lengths (bin 0) and of lengths 51 to 100 (bin 1). A
-string counts only if every position is right. Its length is drawn first, uniformly from those the language has in the
-range, then the string. Lengths count symbols alone.
+Protocol: train on lengths 2 to 50, judge on new strings of these lengths (bin 0), of lengths 51 to 100 (bin 1) and, for
+curiosity, of about 256. A string counts only if every position is right. Its length is drawn first, uniformly from
+those the language has in the range, then the string. Lengths count symbols alone.
 
 Departures. Position 0 holds the name of the language, so that several languages share an alphabet and are still told
 apart; what may follow it (what a string may begin with) is judged like the rest. (aa)*, (abab)*, a^n b^n and

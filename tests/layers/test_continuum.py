@@ -176,6 +176,38 @@ def test_the_nested_variant_starts_each_level_anew_where_the_next_slower_one_lea
             assert_close(state.fast[f"continuum.{n}"][b], w[n], rtol=1e-11, atol=1e-12)
 
 
+def test_an_mlp_that_learns_while_it_reads_is_linear_attention_with_a_learned_initial_state():
+    """Each matrix in its dual form, W_0 h - eta sum of delta_i <h_i, h> over closed chunks: no weight ever changes."""
+    model, x, chunk, eta = NextVector((5,)), torch.randn(B, 11, D, dtype=torch.float64), 3, 0.1
+    names = ("continuum.0.up.weight", "continuum.0.down.weight")
+    level = [Level("mlp", names, chunk, "token", eta=eta)]
+    nll, _ = read(model, level, initial_state(model, level, B), x)
+    block, written, losses = model.continuum[0], {"up": [], "down": []}, []
+
+    def attend(name: str, h: Tensor) -> Tensor:
+        y = getattr(block, name)(h)
+        for keys, values in written[name]:
+            y = y - eta * (h @ keys.mT) @ values
+        return y
+
+    for first in range(0, 10, chunk):
+        h, labels = x[:, first : min(first + chunk, 10)], x[:, first + 1 : first + chunk + 1]
+        key = block.norm(h)
+        up = attend("up", key)
+        hidden = nn.functional.gelu(up)
+        down = attend("down", hidden)
+        losses.append((h + down - labels).square().mean(-1))
+        errors = torch.autograd.grad(losses[-1].sum(), [up, down], create_graph=True)
+        written["up"].append((key, errors[0]))
+        written["down"].append((hidden, errors[1]))
+    expected = torch.cat(losses, 1)
+    assert_close(nll, expected, rtol=1e-11, atol=1e-12)
+    params = list(model.parameters())
+    weights = torch.linspace(0.5, 1.5, 10, dtype=torch.float64)
+    found = [torch.autograd.grad((loss * weights).sum(), params) for loss in (nll, expected)]
+    assert_close(*found, rtol=1e-9, atol=1e-11)
+
+
 def test_headwise_levels_and_their_mix_learn_on_the_token_clock_too():
     model, x = NextVector((4, 5), "headwise"), torch.randn(B, 9, D, dtype=torch.float64)
     levels = [*nested((2, 4), False), Level("mix", ("continuum.mix",), 8, "token", eta=0.1)]

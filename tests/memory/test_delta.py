@@ -1,5 +1,6 @@
 """The memory with static projections: Eq. 76-78 token by token, linear attention and DeltaNet as special cases."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -31,34 +32,57 @@ def configured(*overrides: str) -> DeltaMemory:
     return build(compose(list(overrides)).model["memory"], "model.memory", width=6, heads=2).double()
 
 
-def by_hand(m: DeltaMemory, x: Tensor) -> Tensor:
-    """y (T, D) of one sequence x (T, D): DGD on the l2 objective, each head on its own."""
+PRINTED = {
+    "objective": "l2", "rule": "dgd", "retain": "zero", "anchor": 1, "read": "after", "gates": "sigmoid",
+    "eta": "gate", "alpha": "gate",
+}  # fmt: skip
+
+
+def by_hand(m: DeltaMemory, x: Tensor, **options: Any) -> Tensor:
+    """y (T, D) of one sequence x (T, D): Eq. 88 and 90 with `options`, each head on its own."""
+    c = PRINTED | options
+
+    def gated(layer: nn.Linear, h: int, x_t: Tensor) -> Tensor:
+        share = torch.sigmoid(layer.weight[h] @ x_t + layer.bias[h])
+        return share if c["gates"] == "sigmoid" else torch.clamp(1.2 * share - 0.1, 0, 1)
+
     ys = []
     for h in range(m.heads):
         rows = slice(h * m.size, (h + 1) * m.size)
-        M, y_h = m.initial[h], []
-        for x_t in x:
+        states, y_h = [m.initial[h]], []
+        for t, x_t in enumerate(x):
             q, k = (F.normalize(p.weight[rows] @ x_t, dim=0) for p in (m.query, m.key))
             v = m.value.weight[rows] @ x_t
-            alpha = torch.sigmoid(m.alpha.weight[h] @ x_t + m.alpha.bias[h])
-            eta = m.eta_max * alpha * torch.sigmoid(m.eta.weight[h] @ x_t + m.eta.bias[h])
-            M = M @ (alpha * torch.eye(m.size, dtype=x.dtype) - eta * torch.outer(k, k)) - eta * torch.outer(
-                M @ k - v, k
-            )
-            y_h.append(M @ q)
+            alpha = gated(m.alpha, h, x_t) if c["alpha"] == "gate" else torch.ones((), dtype=x.dtype)
+            eta = m.eta_max * alpha * (gated(m.eta, h, x_t) if c["eta"] == "gate" else 1.0)
+            M, M_xi = states[-1], states[t - t % c["anchor"]]
+            slope = {"dot": -v, "l2": M_xi @ k - v, "l2_doubled": 2 * (M_xi @ k - v)}[c["objective"]]
+            erased = eta * torch.outer(k, k) if c["rule"] == "dgd" else 0.0
+            back = (1 - alpha) * m.initial[h] if c["retain"] == "initial" else 0.0
+            after = M @ (alpha * torch.eye(m.size, dtype=x.dtype) - erased) + back - eta * torch.outer(slope, k)
+            states.append(after)
+            y_h.append({"after": after, "cumulative": M, "anchor": M_xi}[c["read"]] @ q)
         ys.append(torch.stack(y_h))
     normed = [y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() for y in ys]
     return torch.cat(normed, -1) @ m.output.weight.T
 
 
-def test_it_is_the_printed_recurrence_in_values_and_all_gradients() -> None:
-    m, x = memory(), tokens(b=1)
-    got, wanted = m(x)[0][0], by_hand(m, x[0])
+MODES = list(product(("dot", "l2", "l2_doubled"), ("dgd", "gd"), (1, 4), ("after", "cumulative", "anchor")))
+
+
+@pytest.mark.parametrize("i", range(len(MODES)))
+def test_it_is_the_printed_recurrence_in_values_and_all_gradients(i: int) -> None:
+    objective, rule, anchor, read = MODES[i]
+    options = {"objective": objective, "rule": rule, "anchor": anchor, "read": read}
+    options |= {"retain": ("zero", "initial")[(i // 2 + i // 6) % 2], "gates": ("sigmoid", "hard")[i // 3 % 2]}
+    options |= {"eta": "constant" if i % 5 == 2 else "gate", "alpha": "one" if i % 7 == 3 else "gate"}
+    m, x = memory(**options), tokens(b=1)
+    got, wanted = m(x)[0][0], by_hand(m, x[0], **options)
     assert_close(got, wanted)
     names = [name for name, _ in m.named_parameters()]
     found = [torch.autograd.grad(y.sin().sum(), list(m.parameters())) for y in (got, wanted)]
     for name, ours, theirs in zip(names, *found):
-        assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(ours, theirs, rtol=1e-6, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
         assert ours.abs().max() > 0, name
 
 
@@ -181,7 +205,12 @@ WRONG = {
     "gates": ({"gates": "Hard"}, "model.gates", r"'Hard' is not allowed.*sigmoid \| hard"),
     "no head": ({"heads": 0}, "model.heads", "0 is not allowed; allowed: int >= 1"),
     "anchor": ({"anchor": 0}, "model.anchor", "0 is not allowed; allowed: int >= 1"),
-    "alpha": ({"alpha_start": 1.0}, "model.alpha_start", "1 is not allowed for a sigmoid gate"),
+    "alpha": ({"alpha_start": 1.0}, "model.alpha_start", "1 is not allowed for a sigmoid gate.*reaches neither end"),
+    "more than all": (
+        {"alpha_start": 1.5},
+        "model.alpha_start",
+        "1.5 is not allowed.*below 1 is: .*make a memory grow",
+    ),
 }
 
 
@@ -191,6 +220,36 @@ def test_wrong_options_are_refused_with_what_is_allowed(case: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         DeltaMemory(**{"width": 6, "heads": 2, **options})
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("eta", "alpha", "key", "words"),
+    [
+        (0.5, 1.1, "alpha", "1.1 is not allowed; from 0 to 1 is: above 1 the memory grows"),
+        (0.5, -0.1, "alpha", "-0.1 is not allowed"),
+        (1.01, 1.0, "eta", "1.01 is not allowed with an alpha of 1; from 0 to 1 is: outside, .* grows along"),
+        (0.5, 0.4, "eta", "0.5 is not allowed with an alpha of 0.4; from 0 to 0.4 is"),
+        (-0.1, 1.0, "eta", "-0.1 is not allowed"),
+        (float("nan"), 1.0, "eta", "nan is not allowed"),
+    ],
+)
+def test_rates_in_which_a_memory_does_not_contract_are_refused_by_write(eta, alpha, key, words) -> None:
+    m, (k, v) = memory(), torch.randn(2, 1, 2, 4, 3, dtype=torch.float64)
+    rates = {name: torch.full((1, 2, 4), r, dtype=torch.float64) for name, r in (("eta", 0.0), ("alpha", 1.0))}
+    m.write(m.initial_state(1), k, v, **rates)
+    rates["eta"][0, 1, 2], rates["alpha"][0, 1, 2] = eta, alpha
+    with pytest.raises(UserError, match=words) as caught:
+        m.write(m.initial_state(1), k, v, **rates)
+    assert caught.value.key == key
+
+
+def test_linear_attention_takes_every_rate_that_is_not_negative() -> None:
+    m, (k, v) = configured("model=linear_attention"), torch.randn(2, 1, 2, 1, 3, dtype=torch.float64)
+    rates = torch.tensor([[[9.0], [3.0]]], dtype=torch.float64)
+    state = m.write(m.initial_state(1), k, v, rates, torch.zeros_like(rates))
+    assert_close(state.memory, rates.unsqueeze(-1) * v.mT @ k)
+    with pytest.raises(UserError, match="-9 is not allowed with an alpha of 1; at least 0 is"):
+        m.write(m.initial_state(1), k, v, -rates, torch.ones_like(rates))
 
 
 def test_a_state_of_another_batch_or_precision_is_refused_by_name() -> None:

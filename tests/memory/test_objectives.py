@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from nested_kernels.delta_rule import terms
+from nested_kernels.delta_rule import delta_rule, terms
 
 from nested.errors import UserError
 from nested.memory.objectives import bound, check_rate, erase
@@ -30,13 +31,14 @@ def test_the_table(objective: Any, rule: Any, slope: float, fixed: float, own: f
     assert bound(objective, rule, "self", monotone=True) == own / 2
 
 
-def factors(objective: Any, rule: Any, values: str, anchor: int, g: float) -> list[float]:
-    """What a chunk with one unit key k leaves of M k at alpha 1, with M v = <v, k> M k for <v, k> of -1, 0 and 1."""
+def factors(objective: Any, rule: Any, values: str, alphas: Sequence[float], g: float) -> list[float]:
+    """What a chunk with one unit key k leaves of M k, a token for each alpha, with M v = <v, k> M k for <v, k> of -1,
+    0 and 1."""
     of, found = terms(objective, rule), []
     for along in (-1.0, 0.0, 1.0) if values == "self" else (0.0,):
         held = 1.0
-        for _ in range(anchor):
-            held = held - g * (of.erase * held + of.fit - of.value * along)
+        for alpha in alphas:
+            held = alpha * (held - g * (of.erase * held + of.fit - of.value * along))
         found.append(held)
     return found
 
@@ -46,10 +48,36 @@ def test_the_bound_is_the_largest_rate_without_growth_or_change_of_sign(of, valu
     least = 0.0 if monotone else -1.0
     g = bound(*of, values, anchor=anchor, monotone=monotone)
     for share in (0.05, 0.5, 0.9, 1.0):
-        assert all(least - 1e-9 <= f <= 1 + 1e-9 for f in factors(*of, values, anchor, share * g))
-    beyond = factors(*of, values, anchor, 1.3 * g)
+        assert all(least - 1e-9 <= f <= 1 + 1e-9 for f in factors(*of, values, [1.0] * anchor, share * g))
+    beyond = factors(*of, values, [1.0] * anchor, 1.3 * g)
     loose = g == 1 and of[1] == "dgd" and anchor % 2 == 0  # above 1, (1 - g)^C is positive where C is even
     assert loose or not all(least <= f <= 1 for f in beyond)
+
+
+@pytest.mark.parametrize(("of", "values", "anchor", "monotone"), Cases)
+def test_one_retention_below_one_for_a_whole_chunk_lets_nothing_grow(of, values, anchor, monotone) -> None:
+    least = -1.0 if not monotone else 0.0 if anchor == 1 else -0.3  # a stale gradient corrects what is forgotten by now
+    g = bound(*of, values, anchor=anchor, monotone=monotone)
+    for alpha, share in itertools.product((0.0, 0.3, 0.7, 0.85, 0.9, 0.95, 0.97, 0.99), (0.05, 0.5, 1.0)):
+        assert all(least - 1e-9 <= f <= 1 + 1e-9 for f in factors(*of, values, [alpha] * anchor, share * g))
+
+
+@pytest.mark.parametrize(("of", "worst"), [(row[:2], w) for row, w in zip(Table, (1, 0, 4 / 3, 2, 2))])
+def test_a_chunk_that_forgets_first_and_is_corrected_then_may_grow_by_what_is_said(of: Any, worst: float) -> None:
+    """The limit of the bound, in the recurrence itself: alpha 0 at the first token of 16, then 1, fixed values."""
+    (objective, rule), anchor = of, 16
+    s, g = terms(objective, rule).fit, bound(objective, rule, anchor=anchor)
+    k = torch.nn.functional.normalize(torch.randn(4, dtype=torch.float64), dim=0).expand(1, 1, anchor, 4)
+    alpha = torch.ones(1, 1, anchor, dtype=torch.float64)
+    alpha[..., 0] = 0.0
+    memory = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    _, state = delta_rule(
+        k, k, torch.zeros_like(k), g * alpha, alpha, memory, objective=objective, rule=rule, anchor=anchor
+    )
+    factor = -s * (1 - (1 - g) ** (anchor - 1)) if rule == "dgd" else -(anchor - 1) * g * s
+    torch.testing.assert_close(state.memory @ k[0, 0, 0], factor * (memory @ k[0, 0, 0]))
+    assert -worst - 1e-9 <= factor <= 0
+    assert (factor < -1) == (s > 1 or rule == "gd")
 
 
 def test_products_of_many_contracting_writes_stay_bounded_with_fixed_values() -> None:

@@ -249,6 +249,7 @@ def test_states_are_single_precision_whatever_the_module_is_in():
         ({"eta_max": 0.5, "monotone": True}, "at most 0.333"),
         ({"rule": "gd", "objective": "dot"}, "no stable rate for self-generated values"),
         ({"alpha_start": 1.0}, "1 is not allowed for a sigmoid gate"),
+        ({"alpha_start": 1.5}, "model.alpha_start: 1.5 is not allowed.*below 1 is: .*make a memory grow"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options, said):

@@ -7,10 +7,12 @@ import torch
 from nested_kernels.delta_rule import terms
 from torch import Tensor
 
+from nested.config import compose
 from nested.memory.fast_linear import Steps, advance
 from nested.memory.objectives import bound
 from nested.memory.self_modifying import SelfModifyingTitans, State
 from nested.sequences.text import parts, standard_library, windows
+from nested.signature import build
 
 WIDTH, TOKENS = 32, 4096
 
@@ -25,8 +27,20 @@ def norms(module: SelfModifyingTitans, state: State, less: State | None = None) 
 
 
 @torch.no_grad()
+def moved(module: SelfModifyingTitans, x: Tensor) -> Tensor:
+    """How far each memory is from where it started, as a share of its norm, at the most while x is read: (B, H, N)."""
+    start = state = module.initial_state(len(x))
+    shares = []
+    for token in x.split(1, 1):
+        _, state = module(token, state)
+        shares.append(norms(module, state, start) / norms(module, start))
+    return torch.stack(shares).amax(0)
+
+
+@torch.no_grad()
 def assert_stable(module: SelfModifyingTitans, x: Tensor, memories: slice = slice(None)) -> None:
     """Norms of `memories` within a factor two all along, and each of them changed by 5 percent within 64 tokens."""
+    assert moved(module, x[:, :64])[..., memories].min() > 0.05
     start = state = module.initial_state(len(x))
     for first in range(0, x.shape[1], 64):
         y, state = module(x[:, first : first + 64], state)
@@ -34,8 +48,11 @@ def assert_stable(module: SelfModifyingTitans, x: Tensor, memories: slice = slic
         ratio = (norms(module, state) / norms(module, start))[..., memories]
         assert ratio.min() > 0.5, (first, ratio)
         assert ratio.max() < 2, (first, ratio)
-        if first == 0:
-            assert (norms(module, state, start) / norms(module, start))[..., memories].min() > 0.05
+
+
+def matrices(module: SelfModifyingTitans) -> slice:
+    """Without the memories of eta and alpha, single rows, which in narrow heads or after training fall below a half."""
+    return slice(1 + len(module.memories.vectors))
 
 
 def default() -> SelfModifyingTitans:
@@ -59,6 +76,21 @@ def test_so_do_those_of_several_heads(heads):
 
 def test_matrix_memories_keep_their_norm_and_learn_over_a_real_text():
     assert_stable(default(), torch.randn(256, WIDTH)[text(2)])
+
+
+def test_so_do_the_matrices_of_the_model_as_it_comes():
+    model = compose(["model=hope"]).model
+    module = build(model["memory"], "model.memory", width=model["width"], heads=model["heads"])
+    assert_stable(module, torch.randn(1, TOKENS, model["width"]), matrices(module))
+
+
+def test_every_memory_learns_within_64_tokens_wherever_it_starts():
+    words = text(2)[:, :64]
+    for seed in range(10):
+        torch.manual_seed(seed)
+        module = default()
+        for x in (torch.randn(2, 64, WIDTH), torch.randn(256, WIDTH)[words]):
+            assert moved(module, x).min() > 0.05, seed
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
@@ -144,9 +176,8 @@ def test_sixteen_stored_pairs_are_recalled_after_training_and_the_matrices_keep_
         schedule.step()
     with torch.no_grad():
         assert recall(module, 16, 16, 128) > 0.9
-    matrices = slice(len(module.memories.vectors) + 1)  # the single rows of eta and alpha fall to 0.15 to 0.45
-    assert_stable(module, torch.randn(1, TOKENS, WIDTH), matrices)
-    assert_stable(module, torch.randn(256, WIDTH)[text(1)], matrices)
+    assert_stable(module, torch.randn(1, TOKENS, WIDTH), matrices(module))
+    assert_stable(module, torch.randn(256, WIDTH)[text(1)], matrices(module))
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": "mlp", "chunk": 4, "projection_chunk": 4}], ids=str)
