@@ -13,6 +13,6 @@ __version__ = "0.1.0"
 
 def load(path: str | Path, device: str = "cpu") -> nn.Module:
     """The model that `nested export` wrote to `path`, in evaluation mode. Raises nested.errors.UserError."""
-    from nested.export import read
+    from nested.exported import read
 
     return read(path).model(device)

@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,8 @@ class Claim:
     hardware: str = "2 CPU cores"
     slow: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
+    manifest: str = ""  # hash of the text it was measured on, if any: on another it is not compared
+    domains: tuple[str, ...] = ()  # packages of Python's own sources, which that text is; none: all
     file: str = ""  # where it stands; filled in when it is read
 
 
@@ -177,6 +179,9 @@ def _append(out: Path, outcome: Outcome) -> None:
 
 def _measured(claim: Claim) -> tuple[float | None, str | None]:
     """(number, problem); what the experiment says on standard error goes to the terminal."""
+    if claim.manifest and (here := _manifest(claim.domains)) != claim.manifest:
+        there = f"the text here, sources of Python {platform.python_version()}, has manifest {here}"
+        return None, f"it was measured on other text: {there}, and it was {claim.manifest}; nothing can be compared"
     own = claim.metric in _functions(Path(claim.file))
     seeds = [str(seed) for seed in claim.seeds]
     command = [sys.executable, "-m", "nested.claims", claim.file, claim.metric, *seeds] if own else claim.command
@@ -195,6 +200,13 @@ def _measured(claim: Claim) -> tuple[float | None, str | None]:
         return _number(json.loads(done.stdout.splitlines()[-1]), "value" if own else claim.metric), None
     except (ValueError, IndexError, NestedError) as error:
         return None, f"no number in the last line of output: {error}"
+
+
+def _manifest(domains: Sequence[str]) -> str:
+    from nested.sequences.text import manifest, standard_library
+
+    found = standard_library()
+    return manifest({name: found.get(name, []) for name in domains or found})
 
 
 def _environment() -> dict[str, str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nested import report, rundir
-from nested.errors import NestedError, UserError
+from nested.errors import NestedError
+from nested.report.rendering import writing
 from nested.selection import selected
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ Say = Callable[[str], None]
 WHOLE = 60  # run directories up to which all files of each are read
 PAGE = "compare/report.html"
 BRIEFLY = (
-    f"Of more than {WHOLE} runs nothing but result.json is read: their data are taken to be the same where their "
-    "streams have equal settings; training loss, anytime curves, data and environment are on the page of each run."
+    f"Of more than {WHOLE} runs nothing but result.json is read: training loss, anytime curves, sizes of the data and "
+    "environment are on the page of each run."
 )
 
 
@@ -58,29 +58,18 @@ def compare(
     parent = _parent(paths)
     page = out or (paths[0] / "report.html" if len(paths) == 1 and not parent else paths[0].parent / PAGE)
     notes = [] if whole else [BRIEFLY]
-    with _writing(page):
+    with writing(page):
         if page.parent.name == Path(PAGE).parent.name and not out:
             for old in (page.parent / "figures").glob("*.png"):
                 old.unlink()  # of the comparison that was here before
         comparison.page(page, notes)
     for kind, file in files:
-        with _writing(file):
+        with writing(file, f"--{kind}"):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(comparison.sheet(kind), encoding="utf-8")
     if parent and not out:
         _told(parent, say)
     return Compared(paths, comparison, page)
-
-
-@contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Turn an error of the disk into one line, with the file that was to be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {file}: {error.strerror}; choose another file", key="--out", seen=str(file)
-        ) from None
 
 
 def _parent(paths: Sequence[Path]) -> Path | None:

@@ -6,7 +6,6 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -14,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nested import cost, run
+from nested import cost
 from nested.config import Config
 from nested.layers.patches import Patches
 from nested.layers.tokens import Tokens
 from nested.learner import Learner
-from nested.levels import Level, assign, assign_tokens, check_ticks, due, next_slower, ticks
+from nested.levels import Level, assign, assign_tokens, check_ticks, due, ticks
 from nested.plan import Plan, judged, order
+from nested.prepare import check, prepare
 from nested.streams.stream import Experience, Stream
+from nested.timeline import timeline, token_timelines
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-TIMELINE = 64  # steps or tokens drawn
-RESET = "↺"  # the mark of a token level that goes back to its initial state
 TIMED = 4  # steps a time is taken from, at least
 
 
@@ -74,11 +73,11 @@ class DryRun:
 
 def dry_run(config: Config) -> DryRun:
     """Build all that a run builds and make one step per experience. Raises what the run would: UserError, Diverged."""
-    run.check(config)
+    check(config)
     t, seed = config.trainer, config.seed_list()[0]
     if t.threads:
         torch.set_num_threads(t.threads)
-    learner = run.prepare(config, seed)
+    learner = prepare(config, seed)
     stream = learner.stream
     plan = Plan(learner, config.trainer)
     stream_levels = learner.optimizer.levels
@@ -125,7 +124,7 @@ def _described(e: Experience) -> dict[str, Any]:
 def _rehearse(config: Config, seed: int, stream: Stream, plan: Plan) -> tuple[float, float, int]:
     """One step and one evaluation per experience, on a batch of each: (seconds a step, seconds a sample, views)."""
     thin = replace(stream, experiences=tuple(_thin(e, config, seed) for e in stream.experiences))
-    learner = run.prepare(config, seed, thin)
+    learner = prepare(config, seed, thin)
     learner.model.train()
     seconds = []
     for i, (whole, experience) in enumerate(zip(plan.curriculum, learner.curriculum)):
@@ -140,7 +139,8 @@ def _rehearse(config: Config, seed: int, stream: Stream, plan: Plan) -> tuple[fl
     begin, samples = time.perf_counter(), 0
     with next(iter(views.values())):
         for experience in thin.experiences:
-            samples += learner.evaluate(experience.test, config.trainer.eval_batch_size)[1]
+            learner.judge(experience.test, config.trainer.eval_batch_size)
+            samples += len(experience.test)
     return statistics.median(seconds[1:]), (time.perf_counter() - begin) / max(1, samples), len(views)
 
 
@@ -209,11 +209,6 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts) - 1, -1, -1)]
 
 
-def timeline(level: Level, steps: int) -> str:
-    """One character for each of the first steps: a mark where the level learns."""
-    return "".join("█" if due(level, t) else "·" for t in range(1, min(steps, TIMELINE) + 1))
-
-
 def tokens_of(learner: Learner, x: Tensor) -> int | None:
     """Tokens or patches that a model with token levels makes of samples x (B, *S), or None where it does not tell."""
     if not learner.reading:
@@ -222,28 +217,6 @@ def tokens_of(learner: Learner, x: Tensor) -> int | None:
         return x.shape[1]
     entry = getattr(learner.model, "entry", None)
     return entry.pieces(x).shape[1] if isinstance(entry, Tokens | Patches) else None
-
-
-def token_timelines(levels: Sequence[Level], tokens: int | None) -> dict[str, str]:
-    """By level, as `timeline`, for one sequence; where its length is not known, for two ticks of the slowest level.
-
-    The last token has no label, so that nothing learns there (`inner.read`). A reset is in place of an update.
-    """
-    if not levels:
-        return {}
-    last = tokens or 2 * max(level.period for level in levels) + 1
-    return {level.name: "".join(_mark(level, levels, t, last) for t in _drawn(last)) for level in levels}
-
-
-def _drawn(tokens: int) -> range:
-    return range(1, min(tokens, TIMELINE) + 1)
-
-
-def _mark(level: Level, levels: Sequence[Level], token: int, last: int) -> str:
-    if token == last or not due(level, token):
-        return "·"
-    slower = next_slower(level, levels)
-    return RESET if level.reset and slower is not None and due(slower, token) else "█"
 
 
 def fast_weights(learner: Learner, batch: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nested.dryrun import RESET
+from nested.timeline import RESET
 
 if TYPE_CHECKING:
     from nested.dryrun import DryRun

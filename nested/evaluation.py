@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from nested.config import Config, amend, build, compose, from_dict
 from nested.environment import environment
 from nested.errors import UserError
-from nested.export import Export, layout, read
+from nested.export import layout
+from nested.exported import Export, read
 from nested.learner import Learner
+from nested.levels import from_config, token_levels
 from nested.methods.method import Method
-from nested.metrics import POSITIONS
 from nested.optim.leveled import Leveled
+from nested.settings import level_configs
 from nested.streams.assemble import own_heads
 from nested.streams.stream import Stream
 
@@ -34,7 +36,7 @@ ASKED = ("stream", "data", "seed", "evaluate.parts", "trainer.eval_batch_size", 
 
 @dataclass(frozen=True)
 class Scores:
-    """One part of a stream: a sum (correct answers, or summed loss) and a count for each experience."""
+    """One part of a stream: a sum (correct answers, summed loss, or bits) and a count for each experience."""
 
     sum: list[float]
     count: list[int]
@@ -60,6 +62,7 @@ class Evaluation:
     stream: str
     digest: str
     lower_is_better: bool
+    measure: str
     experiences: list[str]
     parts: dict[str, Scores]
     repeats: bool | None
@@ -86,7 +89,7 @@ def evaluate(path: str | Path, overrides: Iterable[str] = (), config_dir: str | 
     notes = [] if repeats else _notes(export, stream)
     return Evaluation(
         str(export.path), export.about["run"], export.about["seed"], export.about["label"], export.about["view"],
-        stream.name, stream.digest, stream.lower_is_better, [e.name for e in stream.experiences],
+        stream.name, stream.digest, stream.lower_is_better, stream.measure, [e.name for e in stream.experiences],
         parts, repeats, notes,
     )  # fmt: skip
 
@@ -109,10 +112,7 @@ def _parts(judge: Learner, config: Config) -> dict[str, Scores]:
     for part in config.evaluate.parts:
         for experience in judge.stream.experiences:
             judged = judge.judge(getattr(experience, part), config.trainer.eval_batch_size)
-            counted = {part: (judged.total, judged.count)}
-            if judged.positions is not None:
-                counted[part + POSITIONS] = judged.positions
-            for name, (total, count) in counted.items():
+            for name, (total, count) in judged.parts(part).items():
                 scores = found.setdefault(name, Scores([], []))
                 scores.sum.append(total)
                 scores.count.append(count)
@@ -148,6 +148,8 @@ def _check_fits(export: Export, stream: Stream) -> None:
     then, now = export.about["stream"], layout(stream)
     for name, key in (("regression", "stream"), ("vocabulary", "stream"), ("per_position", "stream")):
         _check_same(name, then, now, key)
+    for name, before in (("language", False), ("tokenizer", None)):  # earlier exports do not say
+        _check_same(name, {name: before, **then}, now, "stream")
     if stream.vocabulary is None:  # sequences may have another length: the model says whether it can read it
         _check_same("sample_shape", then, now, "stream")
     _check_same("scenario", then, now, "stream.scenario")
@@ -203,7 +205,8 @@ class _Judge(Learner):
 
     def __init__(self, export: Export, model: nn.Module, stream: Stream, config: Config, device: torch.device):
         idle = cast(Leveled, None)  # nothing is optimized
-        super().__init__(model, stream, idle, Method(), "none", config.trainer.precision, device)
+        reading = token_levels(from_config(level_configs(export.config["levels"])))
+        super().__init__(model, stream, idle, Method(), "none", config.trainer.precision, device, reading)
         self._masks = cast(Any, _Stored(export, device))
 
     def _diagnosis(self, what: str, step: int) -> str:
@@ -231,5 +234,5 @@ def _rendered(found: Evaluation) -> Group:
         False: "NOT equal to the last row of the run's matrix",
         None: "another stream than the run's",
     }[found.repeats]
-    title = f"{found.run} seed {found.seed} ({found.label}, {found.view}) on {found.stream}"
+    title = f"{found.run} seed {found.seed} ({found.label}, {found.view}) on {found.stream}: {found.measure}"
     return Group(Text(title), table, Text(said), *map(Text, found.notes))

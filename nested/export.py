@@ -8,139 +8,29 @@ the run's matrix.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-import nested
 from nested import rundir
+from nested.continuing import check_data
 from nested.environment import environment, package_version
 from nested.errors import UserError
-from nested.levels import from_config, token_levels
-from nested.settings import level_configs
+from nested.exported import ABOUT, CONFIG, FORMAT, WEIGHTS, sha256
+from nested.model_context import model_context
 from nested.signature import build
 
 if TYPE_CHECKING:
     from nested.learner import Learner
-    from nested.methods.method import Method
     from nested.streams.stream import Stream
 
-FORMAT = 1
-WEIGHTS, CONFIG, ABOUT = "model.safetensors", "config.yaml", "export.json"
 ELSEWHERE = ("tracking", "checkpoint", "runs", "seeds")  # of the config: about the machine and the run, not the model
-
-
-@dataclass(frozen=True)
-class Export:
-    """An export as it was read: `about` is export.json, `config` the config of the run."""
-
-    path: Path
-    about: dict[str, Any]
-    config: dict[str, Any]
-
-    def model(self, device: str | torch.device = "cpu") -> nn.Module:
-        """The module in evaluation mode, equal to the last bit to what the run judged last. Raises UserError."""
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
-            model = self._built()
-        weights = _read_weights(self.path / WEIGHTS)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            then, now = self.about["packages"]["nested"], nested.__version__
-            text = f"the weights do not fit what model._target_ builds here: {' '.join(str(error).split())[:300]}"
-            raise UserError(f"{text}; exported with nested {then}, this is {now}", key=str(self.path)) from None
-        return model.to(device).eval()
-
-    def _built(self) -> nn.Module:
-        model = self._component("model", **model_context(self.config, self.about["stream"]))
-        if self.config["trainer"]["precision"] == "64-true":
-            model.to(torch.float64)
-        if not self.about["by_method"]:
-            return model
-        method: Method = self._component("method", seed=self.config["seed"])
-        return method.exported(model)
-
-    def _component(self, group: str, **context: Any) -> Any:
-        """Raises UserError with the package that the component came from, where it cannot be built here."""
-        section = self.config[group]
-        target, origin = section["_target_"], self.about["components"].get(group)
-        mend = f"the export was made with {origin}: install it" if origin else "put its file in the current directory"
-        try:
-            return build(section, group, **context)
-        except UserError as error:
-            raise UserError(f"{error.message}; {mend}", key=error.key, seen=error.seen, allowed=error.allowed) from None
-        except ImportError as error:
-            text = f"{target} cannot be imported: {error}; {mend}"
-            raise UserError(text, key=f"{group}._target_", seen=target) from None
-
-
-def model_context(config: Mapping[str, Any], stream: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model may ask for by parameter name, from what an export says of the run's config and stream."""
-    given = {k: stream[k] for k in ("n_outputs", "vocabulary", "per_position")}
-    shape = tuple(stream["sample_shape"])
-    return {
-        **given,
-        "sample_shape": shape,
-        "token_levels": tuple(token_levels(from_config(level_configs(config["levels"])))),
-    }
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def read(path: str | Path) -> Export:
-    """An export, its files checked against their digests. Raises UserError: what it is instead, and how to mend it."""
-    folder = Path(path).expanduser()
-    file = folder / ABOUT
-    if not file.is_file():
-        raise _no_export(folder)
-    try:
-        about = json.loads(file.read_text())
-        version = int(about["format"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged: it says no format; export the run again", key=str(path)) from None
-    if version != FORMAT:
-        text = f"{folder} is an export of format {version}; this version of nested ({nested.__version__}) reads format "
-        mend = "install a newer one" if version > FORMAT else "export the run again"
-        raise UserError(f"{text}{FORMAT}: {mend}", key=str(path), seen=version, allowed=FORMAT)
-    for name, digest in about["files"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
-            text = f"{folder / name} is damaged or was changed: its digest is not the one in {ABOUT}"
-            raise UserError(f"{text}; export the run again", key=str(path), seen=name)
-    return Export(folder.resolve(), about, rundir.read_config(folder))
-
-
-def _no_export(folder: Path) -> UserError:
-    if (folder / "FORMAT").is_file():
-        text = f"{folder} is a run, not an export; make one with: nested export {folder}"
-    else:
-        what = f"has no {ABOUT}" if folder.is_dir() else "is not there"
-        text = f"{folder} {what}; `nested export RUN` writes an export and says where"
-    return UserError(text, key=str(folder), seen=str(folder))
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    try:
-        return from_bytes(file.read_bytes())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}; export the run again", key=str(file)) from None
-
-
-# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def export(run: Path, seed: int | None = None, to: Path | None = None) -> Path:
@@ -213,7 +103,7 @@ def _final(directory: Path) -> Learner:
     """The learner of a seed that has ended, as it was when it judged last. Raises UserError."""
     from nested.config import from_dict
     from nested.loop import Loop
-    from nested.run import prepare
+    from nested.prepare import prepare
     from nested.rundir import SeedDir
 
     config = from_dict(rundir.read_config(directory))
@@ -223,10 +113,7 @@ def _final(directory: Path) -> Learner:
     if complaints or learner.cursor.experience < len(learner.curriculum):
         why = "; ".join(complaints) or "it has no checkpoint of its end"
         raise UserError(f"{directory} does not hold the final weights: {why}; train it again", key="run")
-    then = next((e["digest"] for e in seed_dir.events() if e["event"] == "dataset"), learner.stream.digest)
-    if then != learner.stream.digest:
-        text = f"the data are not those of the run: digest {then} then, {learner.stream.digest} now; restore them"
-        raise UserError(text, key="run", seen=learner.stream.digest, allowed=then)
+    check_data(directory, learner.stream, "run")
     return learner
 
 
@@ -271,6 +158,8 @@ def layout(stream: Stream) -> dict[str, Any]:
         "sample_shape": list(stream.sample_shape),
         "n_outputs": stream.n_outputs,
         "vocabulary": stream.vocabulary,
+        "language": stream.language,
+        "tokenizer": stream.about.get("tokenizer"),
         "per_position": stream.per_position,
         "experiences": [{"name": e.name, "task": e.task, "classes": list(e.classes)} for e in stream.experiences],
         "task_outputs": _outputs(stream.task_outputs),
@@ -291,7 +180,8 @@ def _origin(target: str) -> str | None:
 def _standalone(learner: Learner, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     """The model that is written: built anew, with the main view's weights and what the method puts in it."""
     with torch.random.fork_rng(devices=[]):
-        model = build(config["model"], "model", **model_context(config, layout(learner.stream)))
+        context = model_context(learner.stream, (*learner.optimizer.levels, *learner.reading))
+        model = build(config["model"], "model", **context)
     model.to(learner.where, learner.dtype_in if learner.dtype_in is torch.float64 else None)
     model.load_state_dict(weights)
     return learner.method.exported(model).to(learner.where).eval()
@@ -320,5 +210,5 @@ def _write(target: Path, weights: dict[str, Tensor], config: dict[str, Any], abo
     (target / ABOUT).unlink(missing_ok=True)  # from here on it is no export, until it is a whole one
     for name, data in files.items():
         rundir.write_atomic(target / name, data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    digests = {name: sha256(data) for name, data in files.items()}
     rundir.write_json(target / ABOUT, {**about, "files": digests})

@@ -5,8 +5,8 @@ tokens of a level, W <- W - eta * (sum over these tokens of the gradient of thei
 started from a parameter of the model, its initial state (Eq. 73). The gradient is exact: it passes all later layers.
 
 A model takes part with two pure methods (`Reader`); what is special to it stays there. A chunk is as long as the
-shortest level's period. Its weights change when the label of its last token has been observed, before that token, the
-first of the next chunk, is read.
+shortest level's period; with no level on the token clock it is whatever is read at once. Its weights change when the
+label of its last token has been observed, before that token, the first of the next chunk, is read.
 
 What the paper leaves open, and what is done here:
 - Eq. 71 prints a range of C + 1 tokens: here i - C + 1 to i;
@@ -20,9 +20,9 @@ Shapes: B batch, n tokens read, p tokens of the open chunk, C tokens of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -31,12 +31,13 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from nested.errors import Diverged, UserError
-from nested.levels import Level, assign_tokens, due, next_slower, token_levels
-from nested.precision import wide
-from nested.signature import pair
+from nested.levels import Level, assign_tokens, due, eta_at, next_slower, token_levels
+from nested.precision import wide, wide_dtype
+from nested.signature import accepts, pair
 
 Mode = Literal["full", "truncated", "first_order", "off"]
 Modes = ("full", "truncated", "first_order", "off")
+Checkpoint = Literal["none", "chunk", "group"]
 Weights = dict[str, Tensor]
 
 
@@ -55,7 +56,9 @@ class Reader(Protocol):
     def prepare(self, tokens: Tensor) -> Any:
         """Tokens (B, n) -> a pytree of tensors (B, n, ...): all that no fast weight reaches.
 
-        Each token by itself: what mixes tokens belongs in `chunk_loss`, whose carry remembers across pieces.
+        Each token by itself: what mixes tokens belongs in `chunk_loss`, whose carry remembers across pieces. A model
+        whose `prepare` takes a second argument is given the carry at the first of these tokens: it may mix tokens, and
+        must hand on in what it returns, token by token, what the carry of later chunks needs.
         """
         ...
 
@@ -105,7 +108,8 @@ def read(
     tokens: Tensor,
     mode: Mode = "full",
     truncate: int | Mapping[str, int] | None = None,
-    checkpoint: bool = False,
+    checkpoint: Checkpoint = "none",
+    step: int | None = None,
 ) -> tuple[Tensor, FastState]:
     """Read tokens (B, n): the loss of each observed label, in order, and the state after them.
 
@@ -115,35 +119,50 @@ def read(
 
     The outer gradient passes all updates (full), at most `truncate` of a level in a row (truncated: one number or one
     by level name, a level not named being full), or none (first_order). Initial states always get theirs. Without grad
-    the modes are equal and no graph is kept. `checkpoint` computes each chunk again in the outer backward pass. Not
-    inside torch.compile, which has no second derivative.
+    the modes are equal and no graph is kept. `checkpoint` computes each chunk again in the outer backward pass, or
+    groups of about sqrt(chunks), and within a group each chunk: what is kept is the state at every chunk, or at about
+    2 sqrt(chunks) of them. `step` counts the outer steps before this one, for levels whose rate warms up; None is after
+    it. Always computed eagerly: code compiled around it is left for it, since a compiled backward pass has no second
+    derivative, and may return the first-order gradient without a word.
 
     Raises UserError for a state of other batch size, device, dtype or names, for inference mode, and for a fast weight
     without a gradient; Diverged, naming the level, when a loss or an inner gradient is not finite.
     """
-    loop = _Loop(model, levels, mode, truncate)
+    return _eagerly()(_Loop(model, levels, mode, truncate, step), state, tokens, checkpoint)
+
+
+@cache
+def _eagerly() -> Callable[..., tuple[Tensor, FastState]]:
+    """`_read`, never compiled; made on the first call, since it imports the compiler."""
+    return torch.compiler.disable(_read)  # type: ignore[return-value]
+
+
+def _read(loop: _Loop, state: FastState, tokens: Tensor, checkpoint: Checkpoint) -> tuple[Tensor, FastState]:
     _check_state(loop, state, tokens)
     before, start = state.pending, state.tick
     returned = 0 if before is None else before.shape[1] - 1  # losses of the open chunk that an earlier call returned
     tokens = tokens if before is None else torch.cat([before, tokens], 1)
     labelled = max(tokens.shape[1] - 1, 0)
-    inputs = model.prepare(tokens[:, :labelled]) if labelled else None
-    step = partial(recomputed, loop.step, use_reentrant=False) if checkpoint else loop.step
+    inputs = loop.prepare(tokens[:, :labelled], state.carry) if labelled else None
+    length = loop.chunk or max(labelled, 1)
+    chunks = [
+        Chunk(_sliced(inputs, first, first + length), tokens[:, first + 1 : first + length + 1])
+        for first in range(0, labelled, length)
+    ]
+    closed = labelled // length
     losses, finite = [], []
-    for first in range(0, labelled, loop.chunk):
-        last = min(first + loop.chunk, labelled)
-        chunk = Chunk(_sliced(inputs, first, last), tokens[:, first + 1 : last + 1])
-        if last - first == loop.chunk:
-            nll, state, fine = step(state, chunk)
-        else:
-            nll, _ = loop.loss(state.fast, state.carry, chunk)
-            fine = loop.finite(nll)
+    step_of = partial(recomputed, use_reentrant=False) if checkpoint == "group" else _called
+    for group in _groups(chunks[:closed], checkpoint):
+        nll, state, fine = step_of(loop.steps, state, group, checkpoint != "none")
+        losses += nll
+        finite += fine
+    for chunk in chunks[closed:]:
+        nll, _ = loop.loss(state.fast, state.carry, chunk)
         losses.append(nll)
-        finite.append(fine)
+        finite.append(loop.finite(nll))
     loop.check_finite(finite, start)
     nll = torch.cat(losses, 1)[:, returned:] if losses else loop.none(tokens)
-    closed = labelled // loop.chunk * loop.chunk
-    return nll, replace(state, pending=tokens[:, closed:] if tokens.shape[1] else None)
+    return nll, replace(state, pending=tokens[:, closed * length :] if tokens.shape[1] else None)
 
 
 class _Loop:
@@ -155,15 +174,23 @@ class _Loop:
         levels: Sequence[Level],
         mode: Mode = "full",
         truncate: int | Mapping[str, int] | None = None,
+        step: int | None = None,
     ):
-        self.model, self.mode = model, mode
-        self.members = assign_tokens(levels, model)
+        self.model, self.mode = model, mode if levels else "off"
+        self.members = assign_tokens(levels, model) if levels else {}
         self.levels = token_levels(levels)
         self.slower = {level.name: next_slower(level, levels) for level in self.levels}
-        self.chunk = self.levels[0].period
+        self.eta = {level.name: eta_at(level, step) for level in self.levels}
+        self.chunk = self.levels[0].period if levels else None  # None: whatever is read at once
         self.passed = _passed(mode, truncate, self.members)
         params = dict(model.named_parameters())
+        self.dtype = next(iter(params.values())).dtype
         self.start = {n: wide(params[n]) for members in self.members.values() for n in members}  # initial states
+
+    def prepare(self, tokens: Tensor, carry: Any) -> Any:
+        """What the model makes of tokens (B, n), given the carry before them if it wants it."""
+        given = (tokens, carry) if accepts(self.model.prepare, 2) else (tokens,)
+        return self.model.prepare(*given)
 
     def loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
         """The model's loss, (B, C), and carry, checked for their form."""
@@ -175,9 +202,21 @@ class _Loop:
             raise UserError(text, seen=seen, allowed=wanted)
         return nll, carry
 
+    def steps(
+        self, state: FastState, chunks: Sequence[Chunk], checkpoint: bool
+    ) -> tuple[list[Tensor], FastState, list[Tensor]]:
+        """Closed chunks in order: losses of each, the state after them, and what was finite in each."""
+        losses, finite = [], []
+        for chunk in chunks:
+            found = recomputed(self.step, state, chunk, use_reentrant=False) if checkpoint else self.step(state, chunk)
+            nll, state, fine = found  # type: ignore[misc]
+            losses.append(nll)
+            finite.append(fine)
+        return losses, state, finite
+
     def step(self, state: FastState, chunk: Chunk) -> tuple[Tensor, FastState, Tensor]:
         """One closed chunk: its losses, the state after the updates due, and what was finite (loss, then levels)."""
-        outer, tick = torch.is_grad_enabled(), state.tick + self.chunk
+        outer, tick = torch.is_grad_enabled(), state.tick + chunk.labels.shape[1]
         if self.mode == "off":
             nll, carry = self.loss(state.fast, state.carry, chunk)
             return nll, replace(state, carry=carry, tick=tick), self.finite(nll)
@@ -220,8 +259,12 @@ class _Loop:
         grads = grads if level.clip_norm is None else _clipped(grads, level.clip_norm)
         cut = self._cuts(level, tick % slower.period if level.reset and slower else tick)
         for n in names:
-            learned = fast[n] - (level.eta or 0.0) * grads[n]
-            fast[n] = _attached(learned, self.start[n]) if cut else learned
+            fast[n] = fast[n] - self.eta[level.name] * grads[n]
+        if level.shift_norm is not None:
+            shifts = _clipped({n: fast[n] - self.start[n] for n in names}, level.shift_norm)
+            fast.update({n: self.start[n] + shift for n, shift in shifts.items()})
+        if cut:
+            fast.update({n: _attached(fast[n], self.start[n]) for n in names})
 
     def _cuts(self, level: Level, tick: int) -> bool:
         """Whether the update at `tick` of the level's context is detached, and all before it with it."""
@@ -235,7 +278,7 @@ class _Loop:
 
     def none(self, tokens: Tensor) -> Tensor:
         """No losses, (B, 0)."""
-        return torch.empty(len(tokens), 0, device=tokens.device, dtype=next(iter(self.start.values())).dtype)
+        return torch.empty(len(tokens), 0, device=tokens.device, dtype=wide_dtype(self.dtype))
 
     def finite(self, nll: Tensor, grads: Weights | None = None) -> Tensor:
         """Whether the loss is finite and, by level, the gradients: (1 + levels,) booleans, not looked at yet."""
@@ -250,6 +293,8 @@ class _Loop:
         if not finite or bool((table := torch.stack(list(finite)).cpu()).all()):
             return
         first = int((~table.all(1)).nonzero()[0])
+        if self.chunk is None:
+            raise Diverged(f"the loss is not finite in the tokens read after token {tick}: it is the model's own")
         start = tick + first * self.chunk
         where = f"in the chunk of tokens {start} to {start + self.chunk - 1}"
         if table[first, 0]:
@@ -260,6 +305,16 @@ class _Loop:
         if not learned or self.mode == "off":
             cause = f"before any update of level {self.levels[0].name!r}: it is the model's own"
         raise Diverged(f"the loss is not finite {where}, {cause}")
+
+
+def _groups(chunks: Sequence[Chunk], checkpoint: Checkpoint) -> list[Sequence[Chunk]]:
+    """All in one, or in groups of about sqrt(chunks) where each group is computed again."""
+    size = max(1, round(len(chunks) ** 0.5)) if checkpoint == "group" else max(1, len(chunks))
+    return [chunks[i : i + size] for i in range(0, len(chunks), size)]
+
+
+def _called(function: Any, *given: Any) -> Any:
+    return function(*given)
 
 
 def check_truncate(mode: str, truncate: object, key: str = "truncate") -> None:

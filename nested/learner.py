@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -18,21 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nested.errors import Diverged, UserError
+from nested.judging import Judged, judged
 from nested.levels import Level
 from nested.methods.method import Method
 from nested.optim.leveled import Leveled
-from nested.sequences.exact_match import exact_match, positions_right
+from nested.sequences.bits import byte_count
+from nested.sequences.exact_match import IGNORED
+from nested.signature import takes
 from nested.streams.stream import Batch, Examples, Experience, Stream
 
 Rows = tuple[int, int, Tensor]  # epoch, batch, rows of the experience's training examples
-
-
-class Judged(NamedTuple):
-    """What a model made of some examples."""
-
-    total: float  # correct answers, or summed mean squared error
-    count: int  # examples
-    positions: tuple[int, int] | None = None  # right ones, judged ones; where answers are sequences
 
 
 @dataclass
@@ -67,11 +62,14 @@ class Learner(L.LightningModule):
         precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
         device: torch.device | None = None,
         reading: Sequence[Level] = (),
+        micro_batch: int | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.stream, self.optimizer, self.method = model, stream, optimizer, method
         self.reading = tuple(reading)  # levels on the token clock, fastest first; the model makes them learn
+        self.micro_batch = micro_batch  # examples differentiated at once; None: all of a step
+        _check_warm_up(model, self.reading)
         self.where = device or torch.device("cpu")
         self.dtype_in = torch.float64 if precision == "64-true" else torch.float32
         self.mixed = precision == "bf16-mixed"
@@ -109,8 +107,35 @@ class Learner(L.LightningModule):
         """(tasks, n_outputs) bool: which outputs may compete when a sample of a task is judged now; None where all."""
         return self._masks.allowed(torch.arange(self.stream.n_tasks), self.cursor.experience, training=False)
 
+    def nll(self, x: Tensor, y: Tensor, frozen: bool = False) -> Tensor:
+        """Tokens and those that follow them, (B, T) each -> minus log-likelihood of each, (B, T) nats.
+
+        The model's own `nll` where it has one (it need not hold all logits at once), else the cross entropy of its
+        outputs. `frozen`: no level learns while it reads. Raises UserError for an `nll` of another shape.
+        """
+        own = getattr(self.model, "nll", None)
+        with self._context():
+            if own is None:
+                out = self.model(x)
+                found = F.cross_entropy((out.float() if self.mixed else out).mT, y, reduction="none")
+            else:
+                found = own(x, y, frozen=True) if frozen else own(x, y)
+        if found.shape != y.shape:
+            seen, wanted = tuple(found.shape), tuple(y.shape)
+            text = f"{type(self.model).__name__}.nll returned {seen}; (batch, T) = {wanted} is needed"
+            raise UserError(text, key="model._target_", seen=seen, allowed=wanted)
+        return found.float() if self.mixed else found
+
+    @property
+    def freezes(self) -> bool:
+        """Whether the model can also be read with no level learning meanwhile: it is then judged so, too."""
+        own = getattr(self.model, "nll", None)
+        return bool(self.reading) and own is not None and takes(own, "frozen")
+
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross entropy over the batch (over all judged positions in it), or mean squared error for regression."""
+        """Mean cross entropy over the batch (all judged positions or tokens in it), or mean squared error."""
+        if self.stream.language:
+            return self.nll(batch.x, batch.y).mean()
         out = self.logits(batch.x, batch.task, training=True)
         if self.stream.regression:
             return F.mse_loss(out.float() if self.mixed else out, batch.y)
@@ -149,14 +174,9 @@ class Learner(L.LightningModule):
     def learn(self, rows: Tensor) -> None:
         """One optimizer step on the given rows. Raises Diverged when the loss is not finite."""
         batch = self.method.batch(self, self.fetch(self.examples, rows))
-        try:
-            loss = self.method.loss(self, batch)
-        except Diverged as error:  # within a sequence
-            raise Diverged(self._diagnosis(str(error), self.step + 1)) from None
-        value = loss.item()
-        if not math.isfinite(value):
-            raise Diverged(self._diagnosis(f"the loss is {value}", self.step + 1))
-        loss.backward()
+        if self.reading:
+            self.model.step = self.step  # type: ignore[assignment]  # inner rates may warm up over the outer steps
+        value = sum(self._differentiated(part, share) for part, share in self._parts(batch))
         self.method.after_backward(self)
         slow = self._slow_levels_due() if self.watch else {}
         try:
@@ -174,6 +194,27 @@ class Learner(L.LightningModule):
                 if self.optimizer.updates[name] > updates:  # a step that is not finite updates nothing
                     self.watch(f"after:{name}")
             self.watch("step")
+
+    def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """Parts of a batch that are differentiated one after another, each with its share of all that is judged."""
+        if self.micro_batch is None or self.micro_batch >= len(batch.y):
+            return [(batch, 1.0)]
+        parts = [Batch(*tensors) for tensors in zip(*(t.split(self.micro_batch) for t in batch))]
+        every = self.stream.regression
+        judged = [part.y.numel() if every else int((part.y != IGNORED).sum()) for part in parts]  # what a mean is over
+        return [(part, n / sum(judged)) for part, n in zip(parts, judged) if n]
+
+    def _differentiated(self, batch: Batch, share: float) -> float:
+        """Add the gradient of a share of the loss, and return it. Raises Diverged when it is not finite."""
+        try:
+            loss = share * self.method.loss(self, batch)
+        except Diverged as error:  # within a sequence
+            raise Diverged(self._diagnosis(str(error), self.step + 1)) from None
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(self._diagnosis(f"the loss is {value}", self.step + 1))
+        loss.backward()
+        return value
 
     def _slow_levels_due(self) -> dict[str, int]:
         """Levels slower than every step that are about to learn, each announced, with their updates so far."""
@@ -201,38 +242,28 @@ class Learner(L.LightningModule):
         return f"; where updates on the token clock are the cause, lower {keys}" if keys else ""
 
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[float, int]:
-        """(correct answers, or summed mean squared error; number of examples), with the model in evaluation mode."""
-        found = self.judge(examples, batch_size)
+        """(correct answers and examples, summed squared error and examples, or bits and bytes), in evaluation mode."""
+        found = self.judge(examples, batch_size, beside=False)
         return found.total, found.count
 
-    @torch.no_grad()
-    def judge(self, examples: Examples, batch_size: int) -> Judged:
-        """As `evaluate`, and more of sequences.
+    def count(self, examples: Examples) -> int:
+        """What a total is divided by: the examples or, of text, the bytes that its targets stand for."""
+        return byte_count(examples.targets, self.stream.token_bytes) if self.stream.language else len(examples)
 
-        A sequence with a target for each position is one answer: correct when every judged position is. That is zero
-        for long while a model learns, so its positions are counted too.
-        """
+    @torch.no_grad()
+    def judge(self, examples: Examples, batch_size: int, beside: bool = True) -> Judged:
+        """As `evaluate`, and what is counted beside it."""
         training = self.model.training
         self.model.eval()
-        total = torch.zeros((), dtype=torch.float64 if self.stream.regression else torch.int64)
-        lost = torch.zeros((), dtype=torch.bool, device=self.where)
-        right = judged = 0
-        for rows in torch.arange(len(examples)).split(batch_size):
-            x, y, task = self.fetch(examples, rows)
-            out = self.logits(x, task, training=False)
-            lost |= out.isnan().any()
-            if self.stream.regression:
-                total += F.mse_loss(out.double(), y.double(), reduction="none").flatten(1).mean(1).sum().cpu()
-            elif self.stream.per_position:
-                answers = out.argmax(-1)
-                total += exact_match(answers, y).sum().cpu()
-                right, judged = (a + b for a, b in zip((right, judged), positions_right(answers, y)))
-            else:
-                total += (out.argmax(1) == y).sum().cpu()
-        self.model.train(training)
-        if lost:
-            raise Diverged(self._diagnosis("outputs are NaN in evaluation", self.step))
-        return Judged(total.item(), len(examples), (right, judged) if self.stream.per_position else None)
+        try:
+            return judged(self, examples, batch_size, beside)
+        finally:
+            self.model.train(training)
+
+    def check_scores(self, finite: bool, what: str) -> None:
+        """Raise Diverged, with a diagnosis, for scores that are no numbers."""
+        if not finite:
+            raise Diverged(self._diagnosis(f"{what} in evaluation", self.step))
 
     def take_loss(self) -> float | None:
         """Mean training loss since the last call."""
@@ -240,6 +271,15 @@ class Learner(L.LightningModule):
         mean = cursor.loss_sum / cursor.loss_count if cursor.loss_count else None
         cursor.loss_sum, cursor.loss_count = 0.0, 0
         return mean
+
+
+def _check_warm_up(model: nn.Module, reading: Sequence[Level]) -> None:
+    """Raise UserError for an inner rate that should warm up in a model that cannot be told the step."""
+    for level in reading:
+        if level.eta_warmup_steps and not hasattr(model, "step"):
+            text = f"{type(model).__name__} has no attribute `step`, so its inner rates cannot warm up; leave it 0"
+            key = f"levels.{level.name}.eta_warmup_steps"
+            raise UserError(text, key=key, seen=level.eta_warmup_steps, allowed=0)
 
 
 class _Masks:

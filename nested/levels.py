@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 Clock = Literal["stream", "token"]
 Positive = Annotated[int, Bound(ge=1)]
-Own = {"stream": ("period_steps", "lr_scale", "optim"), "token": ("chunk_tokens", "eta", "clip_norm", "reset")}
+Own = {
+    "stream": ("period_steps", "lr_scale", "optim"),
+    "token": ("chunk_tokens", "eta", "eta_warmup_steps", "clip_norm", "shift_norm", "reset"),
+}
 NEAREST = 6  # parameters shown where a glob matches none
 FEWEST_TICKS = 10  # a level that ticks fewer times in a run has hardly learned: an error unless it is asked for
 
@@ -41,7 +44,9 @@ class LevelConfig:
     period_steps: Positive | None = None  # stream clock: optimizer steps between two updates
     chunk_tokens: Positive | None = None  # token clock: observed tokens between two updates
     eta: Annotated[float, Bound(ge=0)] | None = None  # token clock: inner rate, needed there
+    eta_warmup_steps: Annotated[int, Bound(ge=0)] = 0  # token clock: optimizer steps in which eta rises from a tenth
     clip_norm: Annotated[float, Bound(gt=0)] | None = None  # token clock: norm of a sequence's gathered gradient
+    shift_norm: Annotated[float, Bound(gt=0)] | None = None  # token clock: how far reading may move its weights, a norm
     reset: bool = False  # token clock: back to the initial state when the next slower level learns
     gather: Literal["mean", "sum"] | None = None  # gradients of a period; null = mean, or sum on the token clock
     lr_scale: Annotated[float, Bound(gt=0)] = 1.0  # stream clock: the level's rate as a multiple of its rule's
@@ -64,12 +69,14 @@ class Level:
     rule: Mapping[str, Any] | None = None  # stream clock: optimizer section; None = the run's
     lr_scale: float = 1.0  # stream clock: multiplies the rule's rate
     eta: float | None = None  # token clock: inner rate
+    eta_warmup_steps: int = 0  # token clock: optimizer steps in which eta rises to its value, from a tenth of it
     clip_norm: float | None = None  # token clock: norm of one sequence's gathered gradient; None = no clipping
+    shift_norm: float | None = None  # token clock: norm of one sequence's distance from the initial state; None = any
     reset: bool = False  # token clock: back to the initial state whenever the next slower level learns (Eq. 72)
 
     def __post_init__(self) -> None:
         clock = value_of(self.clock, Clock, f"levels.{self.name}.clock")
-        same = ("params", "eta", "clip_norm", "reset", "gather", "lr_scale")
+        same = ("params", "eta", "eta_warmup_steps", "clip_norm", "shift_norm", "reset", "gather", "lr_scale")
         section = {n: getattr(self, n) for n in same} | {Own[clock][0]: self.period, "optim": self.rule}
         params = level_config(self.name, section).params
         object.__setattr__(self, "params", params if isinstance(params, str) else tuple(params))
@@ -136,6 +143,16 @@ def due(level: Level, tick: int) -> bool:
     return tick % level.period == 0
 
 
+def eta_at(level: Level, step: int | None) -> float:
+    """The inner rate at an outer step (0, 1, ...): from a tenth of eta straight up to eta; None is after the warm-up.
+
+    The warm-up of TTT-E2E (arXiv 2512.23675), whose inner rate begins at a tenth.
+    """
+    warm = level.eta_warmup_steps
+    share = 1.0 if step is None or step + 1 >= warm else 0.1 + 0.9 * (step + 1) / warm
+    return share * (level.eta or 0.0)
+
+
 def ticks(level: Level, first: int, last: int) -> int:
     """How often the level is due in steps first < t <= last."""
     return last // level.period - first // level.period
@@ -153,7 +170,9 @@ def from_config(section: Mapping[str, LevelConfig]) -> list[Level]:
             rule=c.optim,
             lr_scale=c.lr_scale,
             eta=c.eta,
+            eta_warmup_steps=c.eta_warmup_steps,
             clip_norm=c.clip_norm,
+            shift_norm=c.shift_norm,
             reset=c.reset,
         )
         for name, c in section.items()

@@ -19,7 +19,7 @@ import torch
 from nested.config import Config
 from nested.generators import rng_state, set_rng_state
 from nested.learner import Cursor, Learner
-from nested.metrics import POSITIONS, forgetting
+from nested.metrics import forgetting
 from nested.microscope.snapshots import Snapshots
 from nested.plan import Blocks, Plan, judged
 from nested.rundir import SeedDir
@@ -67,6 +67,7 @@ class Loop:
     def run(self) -> None:
         """Continue from the cursor to the end. Raises Diverged and Stopped; what was reached is then on disk."""
         cursor = self.learner.cursor
+        self.display.measure = self.stream.measure
         while cursor.experience < len(self.curriculum):
             if cursor.phase == "fit":
                 self._fit(self.curriculum[cursor.experience])
@@ -144,14 +145,13 @@ class Loop:
     def _score(self, view: str, part: str, row: int, column: int) -> None:
         examples = getattr(self.stream.experiences[column], part)
         found = self.learner.judge(examples, self.config.trainer.eval_batch_size)
-        self._matrix(view, part).update(row, column, found.total, found.count)
-        if found.positions is not None:
-            self._matrix(view, part + POSITIONS).update(row, column, *found.positions)
+        for name, (total, count) in found.parts(part).items():
+            self._matrix(view, name).update(row, column, total, count)
 
     def _matrix(self, view: str, part: str) -> ScoreMatrix:
         parts = self.matrices.setdefault(view, {})
         if part not in parts:
-            parts[part] = ScoreMatrix(len(self.curriculum) + 1, self.n, self.stream.regression)
+            parts[part] = ScoreMatrix(len(self.curriculum) + 1, self.n, self.stream.lower_is_better)
         return parts[part]
 
     def _record_row(self) -> None:
@@ -265,6 +265,8 @@ class Loop:
 
 class Display:
     """What a user sees while a run goes on; this one shows nothing."""
+
+    measure = "accuracy"  # what the scores are
 
     def experience(self, index: int, total: int) -> None: ...
 

@@ -1,8 +1,8 @@
 """The accuracy matrix and what is read off it.
 
 R[i, j] is the score on experience j after training on experience i; R0[j] before any training. n experiences.
-Scores are accuracies, or mean losses where lower is better: there max becomes min and every difference changes sign, so
-that positive BWT, FWT and gain mean improvement and positive forgetting means loss in both cases.
+Scores are accuracies, or mean losses where lower is better (squared error, bits per byte): there max becomes min and
+every difference changes sign, so that positive BWT, FWT and gain mean improvement, positive forgetting loss, in both.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-METRICS = (  # of a summary; positions: acc over the single positions of sequences
-    "acc", "forgetting", "bwt", "fwt", "learning_acc", "gain", "min_acc", "wc_acc", "positions", "seconds",
+METRICS = (  # of a summary; positions, frozen: acc of the matrix beside the score's own
+    "acc", "forgetting", "bwt", "fwt", "learning_acc", "gain", "min_acc", "wc_acc", "positions", "frozen", "seconds",
 )  # fmt: skip
 POSITIONS = "/positions"  # `test/positions` is the matrix of right positions beside that of right sequences, `test`
+FROZEN = "/frozen"  # `test/frozen` is that of a language model which learns nothing while it reads
 
 
 def signed(matrix: Array, lower_is_better: bool) -> Array:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nested.learner import Learner
 from nested.loop import Display
-from nested.metrics import POSITIONS
+from nested.metrics import FROZEN, POSITIONS
 
 REFRESH_SECONDS = 0.1
 EXPLAINED = "exact match is every judged position of a sequence right"
@@ -49,9 +49,11 @@ class Bar(Display):
     def row(self, row: int, values: dict[str, float | None]) -> None:
         part = "test" if "experience/test/mean" in values else "validation"
         sequences = f"experience/{part}{POSITIONS}/mean" in values
-        said = [_means(values, part, f"{part} exact match" if sequences else f"{part} mean")]
-        if sequences:
-            said.append(_means(values, part + POSITIONS, "positions right"))
+        word = "exact match" if sequences else "mean" if self.measure == "accuracy" else self.measure
+        said = [_means(values, part, f"{part} {word}")]
+        for beside, name in ((POSITIONS, "positions right"), (FROZEN, "frozen")):
+            if f"experience/{part}{beside}/mean" in values:
+                said.append(_means(values, part + beside, name))
         if row and (loss := values.get("train/loss")) is not None:
             said.append(f"training loss {loss:.3g}")
         if sequences and not row:

@@ -15,7 +15,7 @@ from nested import cost, metrics, rundir
 from nested.config import Config, flatten
 from nested.errors import Diverged
 from nested.loop import Loop
-from nested.metrics import METRICS, POSITIONS
+from nested.metrics import FROZEN, METRICS, POSITIONS
 from nested.rundir import SeedDir
 from nested.score_matrix import ScoreMatrix
 
@@ -69,13 +69,14 @@ def summarise(
     main = next(iter(loop.matrices.values()), {})
     rows = _rows(loop, main)
     values = _values(loop, rows, alone)
-    if not np.isnan(positions := _rows(loop, main, POSITIONS)).any():
-        values["positions"] = metrics.acc(positions)
+    for name, part in (("positions", POSITIONS), ("frozen", FROZEN)):
+        if not np.isnan(beside := _rows(loop, main, part)).any():
+            values[name] = metrics.acc(beside)
     return {
         "run_id": run_id, "seed": seed, "label": config.name(), "status": status, **values,
         "initial": _plain(rows[0]), "matrix": _plain(rows[1:]), "experiences": [e.name for e in stream.experiences],
-        "lower_is_better": stream.lower_is_better, "judged_on": loop.judged,
-        "levels": cost.levels_table(loop.learner), "cost": _cost(loop),
+        "lower_is_better": stream.lower_is_better, "measure": stream.measure, "judged_on": loop.judged,
+        "digest": stream.digest, "levels": cost.levels_table(loop.learner), "cost": _cost(loop),
     }  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def write_matrix(loop: Loop, alone: list[float] | None, values: dict[str, Any]) 
         "matrix.json",
         {
             "format": 1, "stream": stream.name, "scenario": stream.scenario, "lower_is_better": stream.lower_is_better,
-            "experiences": about, "views": views, "standalone": alone,
+            "measure": stream.measure, "experiences": about, "views": views, "standalone": alone,
             "anytime": loop.anytime if loop.anytime["step"] else None,
             "metrics": {k: values[k] for k in METRICS if k != "seconds"},
         },

@@ -26,6 +26,7 @@ class Trainer:
     epochs: Positive = 10  # passes over each experience
     joint_epochs: Positive | None = None  # passes of a method that trains on everything at once; null = epochs
     batch_size: Positive = 32
+    micro_batch: Positive | None = None  # examples of a step differentiated at once; null = all. Memory, not numbers
     eval_batch_size: Positive = 512
     clip_norm: Annotated[float, Bound(gt=0)] | None = None  # norm of a level's gathered gradient when it is due
     at_border: Literal["carry", "flush", "drop"] = "carry"  # a partly gathered gradient at an experience border

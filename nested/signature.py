@@ -131,7 +131,8 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
 
 def wants_maker(argument: Argument) -> bool:
     """Whether a section given for it is handed over as a `Callable` that builds it, not as what it builds."""
-    return typing.get_origin(argument.annotation) is Callable
+    parts = (argument.annotation, *typing.get_args(argument.annotation))  # `Callable | None` is a union
+    return any(typing.get_origin(part) is Callable for part in parts)
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

@@ -262,10 +262,11 @@ class Sender:
 
 
 @contextlib.contextmanager
-def sender(run_dir: Path, settings: Tracking) -> Iterator[Sender]:
+def sender(run_dir: Path, settings: Tracking, alone: bool = True) -> Iterator[Sender]:
     """Send what is recorded in `run_dir` while the block runs, and the rest within `timeout_seconds` after it.
 
-    The sender's `problem` is None when the tracker has got everything. Never raises an error of the tracker.
+    What has no end then is marked killed or failed, unless others may be writing there, too (not `alone`). The sender's
+    `problem` is None when the tracker has got everything. Never raises an error of the tracker.
     """
     one = Sender(run_dir, settings)
     if settings.enabled:
@@ -273,9 +274,10 @@ def sender(run_dir: Path, settings: Tracking) -> Iterator[Sender]:
     try:
         yield one
     except BaseException as error:
-        one.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", settings.timeout_seconds)
+        word = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        one.finish(word if alone else "", settings.timeout_seconds)
         raise
-    one.finish("KILLED", settings.timeout_seconds)
+    one.finish("KILLED" if alone else "", settings.timeout_seconds)
 
 
 def sync(run_dir: Path, settings: Tracking) -> Sent:

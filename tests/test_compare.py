@@ -139,6 +139,13 @@ def test_a_wrong_word_ends_with_one_line(runs):
     assert (said.code, said.object["key"], said.object["allowed"]) == (2, "--baseline", ["a", "c"])
 
 
+@pytest.mark.parametrize("option", ["--out", "--csv", "--latex"])
+def test_a_file_that_cannot_be_written_is_named_with_its_option(runs, option):
+    said = nested("compare", "2026-a", "--runs", str(runs), option, "/proc/nothing/here", "--json")
+    assert (said.code, said.err.count("\n"), said.object["key"]) == (2, 1, option)
+    assert "cannot write /proc/nothing/here" in said.object["error"]
+
+
 # -- filters -----------------------------------------------------------------------------------------------------------
 
 

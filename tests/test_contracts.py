@@ -46,7 +46,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 methods = pytest.mark.parametrize("choice", options("method"))
-models = pytest.mark.parametrize("choice", options("model"))
+languages = [c for c in options("model") if section("model", c)["_target_"] == "nested.models.language.LanguageModel"]
+models = pytest.mark.parametrize("choice", [c for c in options("model") if c not in languages])
+language_models = pytest.mark.parametrize("choice", languages)
 optims = pytest.mark.parametrize("choice", options("optim"))
 everything = [(g, c) for g in ("method", "model", "optim") for c in options(g)]
 
@@ -210,6 +212,47 @@ def test_model_runs_in_other_precisions(choice, dtype):
     out = model_of(choice).to(dtype)(x.to(dtype))
     assert out.dtype is dtype
     torch.testing.assert_close(out.float(), net(x), rtol=0.1, atol=0.1)
+
+
+def language_model_of(choice: str, vocabulary: int = 7) -> torch.nn.Module:
+    torch.manual_seed(0)
+    small = section("model", choice) | {"width": 16, "hidden": 16, "heads": 2}
+    of_text = {"sample_shape": (20,), "n_outputs": vocabulary, "vocabulary": vocabulary, "per_position": True}
+    return build(small, "model", **of_text)
+
+
+@language_models
+def test_language_model_says_at_every_position_what_comes_next_and_sees_no_later_token(choice):
+    net, x = language_model_of(choice), torch.randint(7, (3, 20))
+    assert net(x).shape == (3, 20, 7)
+    torch.testing.assert_close(net(x)[1:2], net(x[1:2]))
+    torch.testing.assert_close(net(x)[:, :11], net(x[:, :11]))
+    nll = F.cross_entropy(net(x[:, :-1]).mT, x[:, 1:], reduction="none")
+    torch.testing.assert_close(net.nll(x[:, :-1], x[:, 1:]), nll)
+
+
+@language_models
+def test_language_model_learns_with_every_parameter(choice):
+    net, x = language_model_of(choice), torch.randint(7, (4, 20))
+    first = net.nll(x[:, :-1], x[:, 1:]).mean().item()
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        net.nll(x[:, :-1], x[:, 1:]).mean().backward()
+        assert all(p.grad is not None for p in net.parameters())
+        optimizer.step()
+    assert net.nll(x[:, :-1], x[:, 1:]).mean() < first
+
+
+@language_models
+def test_language_model_is_its_state_and_its_seed(choice):
+    first, second, x = language_model_of(choice), language_model_of(choice), torch.randint(7, (3, 20))
+    assert torch.equal(first(x), second(x))
+    with torch.no_grad():
+        for p in second.parameters():
+            p.add_(0.1)
+    second.load_state_dict(through_a_file(first.state_dict()))
+    assert torch.equal(first(x), second(x))
 
 
 # -- optimizers --------------------------------------------------------------------------------------------------------

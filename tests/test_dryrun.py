@@ -12,12 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from nested.config import Config, compose
-from nested.dryrun import DryRun, dry_run, layers, timeline, token_timelines, updates
+from nested.dryrun import DryRun, dry_run, layers, updates
 from nested.dryrun_view import duration, si
 from nested.errors import Diverged, UserError
 from nested.learner import Learner
 from nested.levels import Level
 from nested.run import run
+from nested.timeline import timeline, token_timelines
 
 LEVELS = ["model=hope_attention", "levels=continuum", "levels.mid.period_steps=3", "levels.slow.period_steps=7"]
 
@@ -72,9 +73,9 @@ def test_it_foretells_what_the_run_does(tmp_path: Path, border: str, method: str
     evaluated = []
     real = Learner.judge
 
-    def counted(self, examples, batch_size):
+    def counted(self, examples, batch_size, beside=True):
         evaluated.append(len(examples))
-        return real(self, examples, batch_size)
+        return real(self, examples, batch_size, beside)
 
     monkeypatch.setattr(Learner, "judge", counted)
     summary = run(asked).runs[0]

@@ -294,10 +294,11 @@ def test_a_batch_equals_its_sequences_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(("mode", "truncate"), MODES)
-def test_checkpointed_equals_not(mode: str, truncate: int | None) -> None:
+@pytest.mark.parametrize("how", ["chunk", "group"])
+def test_checkpointed_equals_not(mode: str, truncate: int | None, how: str) -> None:
     model, tokens, levels = TinyReader(), some(16), three(clip_norm=0.2)
     nll, state = fresh(model, levels, tokens, mode=mode, truncate=truncate)
-    again, other = fresh(model, levels, tokens, mode=mode, truncate=truncate, checkpoint=True)
+    again, other = fresh(model, levels, tokens, mode=mode, truncate=truncate, checkpoint=how)
     assert torch.equal(nll, again)
     assert all(torch.equal(state.fast[n], other.fast[n]) for n in state.fast)
     one, two = gradients(model, nll), gradients(model, again)

@@ -12,7 +12,8 @@ from small_run import small_learner
 from nested import rundir
 from nested.config import compose
 from nested.errors import Diverged, NestedError, UserError
-from nested.learner import Judged, Learner
+from nested.judging import Judged
+from nested.learner import Learner
 from nested.levels import Level
 from nested.models.mlp import MLP
 from nested.plan import order
@@ -255,9 +256,9 @@ def test_flops_count_what_a_method_adds(go: Go) -> None:
 def test_what_is_judged_on_validation_data_never_sees_the_test_part(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     inner, seen = Learner.judge, []
 
-    def judge(self: Learner, examples: Examples, size: int) -> Judged:
+    def judge(self: Learner, examples: Examples, size: int, beside: bool = True) -> Judged:
         seen.append(examples)
-        return inner(self, examples, size)
+        return inner(self, examples, size, beside)
 
     monkeypatch.setattr(Learner, "judge", judge)
     result = go("evaluate.parts=[validation]", "evaluate.anytime_steps=20", "evaluate.gain=true", "trainer.epochs=1")

@@ -103,12 +103,12 @@ def test_a_sequence_is_one_answer_right_only_where_all_of_it_is(tmp_path):
     made.model = Table([0, 1, 2])
     (experience,) = made.stream.experiences
     assert made.evaluate(experience.train, 10) == (1, 2)
-    assert made.judge(experience.train, 1) == (1, 2, (5, 6))
-    assert made.judge(experience.test, 1).positions == (2, 2)  # of three
+    assert made.judge(experience.train, 1) == (1, 2, {"/positions": (5, 6)})
+    assert made.judge(experience.test, 1).beside == {"/positions": (2, 2)}  # of three
     assert made.evaluate(experience.validation, 10) == (1, 1)
     assert made.evaluate(experience.test, 1) == (1, 1)
     made.model = Table([0, 0, 2])
-    assert made.judge(experience.train, 10) == made.judge(experience.train, 1) == (0, 2, (3, 6))
+    assert made.judge(experience.train, 10) == made.judge(experience.train, 1) == (0, 2, {"/positions": (3, 6)})
     assert made.evaluate(experience.train, 1) == (0, 2)
     assert made.evaluate(experience.validation, 10) == (1, 1)
 
@@ -141,7 +141,7 @@ def test_labels_of_whole_sequences_are_judged_as_ever(tmp_path):
     made.model = TokenGRU(3, 2, stream.per_position)
     assert not stream.per_position
     assert made.fetch(stream.train, torch.arange(2)).x.dtype is torch.int64
-    assert made.judge(stream.experiences[0].train, 5)[1:] == (2, None)
+    assert made.judge(stream.experiences[0].train, 5)[1:] == (2, {})
     assert made.loss(made.fetch(stream.train, torch.arange(2))).shape == ()
 
 

@@ -735,3 +735,20 @@ def test_a_study_is_a_run_whose_children_are_its_trials(tmp_path, settings, read
     append(study / "trial-0003", {"t": T0 + 9000, "event": "end", "status": "pruned"})
     assert tracking.sync(study, settings) == tracking.Sent(runs=5)
     assert read(settings, study)["study-told/trial-0003"]["status"] == "KILLED"
+
+
+def test_one_of_several_senders_leaves_to_the_others_what_has_no_end(tmp_path, settings, read) -> None:
+    study = tmp_path / "study-shared"
+    study.mkdir()
+    for name in ("FORMAT", "study.json"):
+        (study / name).write_text("1\n")
+    trial(study, 0, "done")
+    trial(study, 1, None)
+    states = []
+    for alone in (False, True):
+        with tracking.sender(study, settings, alone) as sender:
+            pass
+        assert sender.problem is None
+        found = read(settings, study)
+        states.append([found[f"study-shared/trial-{k:04d}"]["status"] for k in range(2)])
+    assert states == [["FINISHED", "RUNNING"], ["FINISHED", "KILLED"]]

@@ -10,7 +10,7 @@ from nested import cost
 from nested.config import Config
 from nested.contest.arms import NAIVE, Facts, bare
 from nested.learner import Learner
-from nested.run import prepare
+from nested.prepare import prepare
 from nested.streams.stream import Examples, Stream
 
 FEW = 32  # examples of an experience, where only the size of what a method keeps is asked for

@@ -19,9 +19,10 @@ from nested.contest.settings import Request, request
 from nested.contest.standing import COSTS, SCORES, Standing, standing
 from nested.contest.trials import Trial, check_same, fought, trials
 from nested.contest.verdict import Comparison, compared, frontier
+from nested.continuing import config_difference
 from nested.dryrun import dry_run
 from nested.errors import NestedError, UserError
-from nested.run import check, config_difference, prepare, rehearse
+from nested.prepare import check, prepare, rehearse
 from nested.streams.stream import Stream
 
 Say = Callable[[str], None]
@@ -122,10 +123,10 @@ def conclude(
     levels = len(on_stream(asked.candidate)) + len(on_tokens(asked.candidate))
     record = {
         "format": 1, "name": asked.path.name, "command": asked.command, "candidate": name,
-        "sentences": wording.verdict(name, fights, "loss" if lower else "accuracy"),
+        "sentences": wording.verdict(name, fights, stream.measure),
         "caveats": wording.caveats(len(asked.factors), orders, levels),
         "stream": stream.name, "scenario": stream.scenario, "experiences": len(stream.experiences),
-        "lower_is_better": lower, "parts": list(asked.candidate.evaluate.parts),
+        "lower_is_better": lower, "measure": stream.measure, "parts": list(asked.candidate.evaluate.parts),
         "factors": list(asked.factors), "seeds": asked.candidate.seed_list(),
         "arms": [_recorded(s, table[0], against.get(s.arm.name), asked.factors, own, lower) for s in table],
         "absent": [vars(one) for one in absent], "problems": problems,

@@ -18,8 +18,9 @@ from nested import rundir
 from nested.cells import outcomes
 from nested.config import Config, from_dict
 from nested.contest.arms import Arm, checked, scaled
+from nested.continuing import FREE, config_difference, told
 from nested.errors import Interrupted, NestedError, UserError
-from nested.run import FREE, config_difference, run_trial
+from nested.run import run_trial
 
 ATTEMPTS = 3  # at a trial whose process was killed
 ENDED = ("done", "diverged")
@@ -70,11 +71,9 @@ def check_same(found: Sequence[Trial]) -> None:
         if not (trial.path / "FORMAT").is_file():
             continue
         before = from_dict(rundir.read_config(trial.path))
-        free = (*FREE, "label", "seed")
-        changed = {k: v for k, v in config_difference(before, trial.config).items() if not k.startswith(free)}
+        changed = config_difference(before, trial.config, (*FREE, "label", "seed"))
         if changed:
-            shown = "; ".join(f"{k}: recorded {a!r}, now {b!r}" for k, (a, b) in changed.items())
-            text = f"{trial.path} was made with another config: {shown}. Give this contest a name of its own"
+            text = f"{trial.path} was made with another config: {told(changed)}. Give this contest a name of its own"
             raise UserError(text, key="contest.name", seen=trial.path.parent.name)
         if before.seed_list() != trial.config.seed_list():
             (trial.path / "FORMAT").unlink()  # the record of its config is written anew

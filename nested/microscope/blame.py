@@ -80,7 +80,7 @@ class Bench:
         return self.learner.evaluate(self._examples(column), self.batch_size)[0]
 
     def count(self, column: int) -> int:
-        return len(self._examples(column))
+        return self.learner.count(self._examples(column))
 
     def _examples(self, column: int) -> Any:
         return getattr(self.learner.stream.experiences[column], PART)
@@ -122,7 +122,7 @@ class Bench:
         if self.recorded is None:
             return
         wanted, n = self.recorded[state + 1, column], self.count(column)
-        if not np.isclose(total, wanted, rtol=1e-6 if self.learner.stream.regression else 0, atol=0):
+        if not np.isclose(total, wanted, rtol=1e-6 if self.learner.stream.lower_is_better else 0, atol=0):
             text = f"after experience {state} the score on experience {column} is {total / n:.6g} here"
             raise NestedError(f"{text} and {wanted / n:.6g} in the recorded matrix")
 

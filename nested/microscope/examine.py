@@ -12,6 +12,7 @@ import torch
 
 from nested import metrics, rundir
 from nested.config import Config, from_dict
+from nested.continuing import check_data
 from nested.environment import difference, environment
 from nested.errors import NestedError, UserError
 from nested.learner import Learner
@@ -21,7 +22,7 @@ from nested.microscope.shapley import Array
 from nested.microscope.snapshots import BEFORE, Snapshots
 from nested.microscope.ticks import around_ticks, mean_effects
 from nested.plan import judged
-from nested.run import prepare
+from nested.prepare import prepare
 
 
 def examine(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def examine_seed(config: Config, seed: int, path: Path) -> dict[str, Any]:
     if not learner.method.ordered:
         text = "everything was learned at once: without an order nobody forgot"
         raise UserError(text, key="method", seen=config.choices.get("method"))
-    _check_data(path, learner)
+    check_data(path, learner.stream, "stream")
     about, snapshots = rundir.read_json(path / "matrix.json"), Snapshots(path)
     view = snapshots.header(BEFORE)["view"]
     recorded = about["views"][view].get(PART)
@@ -135,14 +136,6 @@ def _initial_states(learner: Learner, bench: Bench) -> dict[str, list[str]]:
     """Level on the token clock -> the stream levels that its initial state learns in, and counts for."""
     members = assign_tokens(learner.reading, learner.model) if learner.reading else {}
     return {level: sorted({bench.owner[name] for name in names}) for level, names in members.items()}
-
-
-def _check_data(path: Path, learner: Learner) -> None:
-    events = rundir.read_events(path / "events.jsonl")
-    seen = {e["digest"] for e in events if e["event"] == "dataset"} - {learner.stream.digest}
-    if seen:
-        text = f"the data are not those it was trained on: digest {seen.pop()} then, {learner.stream.digest} now"
-        raise UserError(f"{text}; restore them", key="stream", seen=learner.stream.digest)
 
 
 def _status(seed: Path) -> str | None:

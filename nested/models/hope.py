@@ -17,17 +17,17 @@ Shapes: B batch, T tokens, D width, C tokens of a chunk, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nested.collecting import read_features
 from nested.config import Bound
 from nested.errors import UserError
-from nested.inner import Chunk, Mode, check_truncate, initial_state, read
+from nested.inner import Chunk, Mode, check_truncate
 from nested.layers.continuum import Connection, Continuum, Order, hidden_widths
 from nested.layers.convolution import CausalConvolution
 from nested.layers.linear import LayerNorm, Linear
@@ -112,6 +112,7 @@ class Hope(nn.Module):
         self.per_position, self.levels = per_position, token_levels
         self.inner: Mode = inner
         self.truncate = truncate
+        self.step: int | None = None  # outer steps so far, in training: inner rates may warm up over them
         self.entry = entry(sample_shape, vocabulary, patch, width)
         hiddens = hidden_widths(width, hidden, n_levels)
         self.blocks = Blocks(
@@ -148,7 +149,8 @@ class Hope(nn.Module):
             check_length(cast(MemoryBlock, block).memory, pieces.shape[1], "model.memory")
         if self.levels and self.inner != "off":
             check_chunks(self.levels, pieces.shape[1])
-            return self.outputs(self._read(pieces))
+            step = self.step if self.training else None
+            return self.outputs(read_features(self, self.levels, pieces, self.inner, self.truncate, step))
         h, _ = self.blocks(self.entry.embed(pieces), self.initial_states(len(x)))
         return self.outputs(h)
 
@@ -159,14 +161,19 @@ class Hope(nn.Module):
 
     # -- read by `inner.read` ------------------------------------------------------------------------------------------
 
-    def prepare(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, n), or the first n patches (B, n, P), -> (B, n, D)."""
+    def prepare(self, tokens: Tensor, carry: States | None = None) -> Tensor:
+        """Tokens (B, n), or the first n patches (B, n, P), -> (B, n, D), whatever came before them."""
         return self.entry.embed(tokens)
 
-    def features(self, fast: Mapping[str, Tensor], states: States, x: Tensor) -> tuple[Tensor, States]:
-        """x (B, C, D) through the blocks with fast weights (B, *shape) in place of those they are named after."""
+    def features(self, fast: Mapping[str, Tensor], carry: States | None, inputs: Tensor) -> tuple[Tensor, States]:
+        """Inputs (B, C, D) through the blocks with fast weights (B, *shape) in place of those they are named after."""
+        states = self.initial_states(len(inputs)) if carry is None else carry
         weights = {name.removeprefix("blocks."): w for name, w in fast.items()}
-        return functional_call(self.blocks, weights, (x, states))
+        return functional_call(self.blocks, weights, (inputs, states))
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Features (B, C, D) -> what is expected next, (B, C, n_outputs)."""
+        return self.head(self.norm(h))
 
     def token_loss(self, h: Tensor, labels: Tensor) -> Tensor:
         """Loss of each next token, (B, C), given the features before it (B, C, D)."""
@@ -176,36 +183,8 @@ class Hope(nn.Module):
 
     def chunk_loss(self, fast: Mapping[str, Tensor], carry: States | None, chunk: Chunk) -> tuple[Tensor, States]:
         """Loss of each label, (B, C), and the states after the chunk."""
-        before = self.initial_states(len(chunk.labels)) if carry is None else carry
-        h, states = self.features(fast, before, chunk.inputs)
+        h, states = self.features(fast, carry, chunk.inputs)
         return self.token_loss(h, chunk.labels), states
-
-    def _read(self, tokens: Tensor) -> Tensor:
-        """Features (B, T, D) of tokens or patches, computed while the token levels learn from what was read before."""
-        start = initial_state(self, self.levels, len(tokens))
-        _, state = read(_Collecting(self), self.levels, start, tokens, self.inner, self.truncate)
-        assert state.carry is not None, "a chunk was read"
-        assert state.pending is not None, "and at least one token more"
-        states, closed = state.carry
-        rest = self.entry.embed(tokens)[:, tokens.shape[1] - state.pending.shape[1] :]
-        h, _ = self.features(state.fast, states, rest)
-        return torch.cat([*closed, h], 1)
-
-
-class _Collecting:
-    """A HOPE model for `read` whose carry also keeps the features of closed chunks."""
-
-    def __init__(self, model: Hope):
-        self.model = model
-        self.prepare = model.prepare
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.model.named_parameters()
-
-    def chunk_loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
-        states, closed = carry or (self.model.initial_states(len(chunk.labels)), ())
-        h, states = self.model.features(fast, states, chunk.inputs)
-        return self.model.token_loss(h, chunk.labels), (states, (*closed, h))
 
 
 def _check_levels(model: Hope) -> None:

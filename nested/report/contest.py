@@ -24,7 +24,7 @@ OUTCOMES = {"less": "the candidate", "more": "this control", "even": "neither", 
 
 def page(record: Json, out: Path) -> Path:
     """Write the page to `out`, and its figures as PNGs to `figures/` beside it; returns `out`."""
-    measure = "loss" if record["lower_is_better"] else "accuracy"
+    measure = measured(record)
     panels = []
     for name, figure, description in _figures(record, measure):
         save_png(figure, out.parent / "figures" / f"{name}.png")
@@ -35,6 +35,11 @@ def page(record: Json, out: Path) -> Path:
         configs=configs(record), costs=costs(record), spent=seconds(record["train_seconds"]),
         absent=_plain(("control", "why"), [(a["title"], a["why"]) for a in record["absent"]]),
     )  # fmt: skip
+
+
+def measured(record: Json) -> str:
+    """What its scores are."""
+    return record.get("measure") or ("loss" if record["lower_is_better"] else "accuracy")
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -99,8 +104,8 @@ def summary(record: Json) -> Grid:
         values = [_value(point[n], lower) for n in ("learning_acc", "forgetting", "acc")]
         rows.append((Cell(arm["title"], slot=slot, head=True), *values, *_against(c, lower), _times(arm, "flops")))
     head = (
-        "arm", *(heading(n, lower) for n in ("learning_acc", "forgetting", "acc")),
-        f"at learning {'loss' if lower else 'accuracy'}", "forgets more than the candidate", "p", "p, Holm", "orders",
+        "arm", *(heading(n, measured(record)) for n in ("learning_acc", "forgetting", "acc")),
+        f"at learning {measured(record)}", "forgets more than the candidate", "p", "p, Holm", "orders",
         "who forgets less", "FLOPs",
     )  # fmt: skip
     remark = (
@@ -148,7 +153,7 @@ def points(record: Json) -> Grid:
         for slot, arm in enumerate(record["arms"])
         for point, directory in zip(arm["points"], arm["directories"])
     ]
-    names = (heading(n, lower) for n in ("learning_acc", "forgetting", "acc"))
+    names = (heading(n, measured(record)) for n in ("learning_acc", "forgetting", "acc"))
     return Grid(("arm", "rate", *names, "on its frontier", "directory"), tuple(rows))
 
 

@@ -51,7 +51,7 @@ def _section(group: Group, baseline: Member, folder: Path, k: int, among: int) -
         "notes": [*notes(group), *_about_choice(group, shown)],
         "baseline": baseline.label,
         "pairs": pairs.table(group, baseline),
-        "lines": sweeps.table(lines, group.lower),
+        "lines": sweeps.table(lines, group),
         "remarks": sweeps.remarks(lines) if several else [],
         "panels": panels.draw(group, lines, shown, folder, key),
         "front": panels.on_front(group),
@@ -76,7 +76,7 @@ def _about_choice(group: Group, shown: Group) -> list[str]:
 
 
 def _tiles(group: Group) -> list[tuple[str, str]]:
-    return [(heading(name, group.lower), metric(group.first, name)) for name in tables.SHORT]
+    return [(heading(name, group.measure), metric(group.first, name)) for name in tables.SHORT]
 
 
 def _values(sections: Sequence[dict[str, Any]], runs: Sequence[Run], said: Sequence[str]) -> dict[str, Any]:
@@ -99,8 +99,9 @@ def _values(sections: Sequence[dict[str, Any]], runs: Sequence[Run], said: Seque
         "directories": tables.directories(few),
         "problems": [*said, *(problem for run in runs for problem in run.problems)],
         "started": _started(runs),
-        "lower": {s["group"].lower for s in sections},
+        "losses": sorted({s["group"].measure for s in sections if s["group"].lower}),
         "sequences": any(run.positions is not None for run in shown),
+        "frozen": any(run.frozen is not None for run in shown),
     }
 
 

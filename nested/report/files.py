@@ -27,7 +27,8 @@ def write_matrix_files(seed_dir: Path | str) -> list[Path]:
     values = about.get("metrics") or {}
     at_once = all(number(values.get(m)) is None for m in METRICS if m in ("forgetting", "bwt"))
     alike = len(matrix) > 2 and bool((matrix[1:] == matrix[1]).all())
-    matrix_png(matrix, names, folder / "matrix.png", title, bool(about.get("lower_is_better")), at_once and alike)
+    measure = str(about.get("measure") or ("loss" if about.get("lower_is_better") else "accuracy"))
+    matrix_png(matrix, names, folder / "matrix.png", title, measure, at_once and alike)
     return [folder / "matrix.csv", folder / "matrix.png"]
 
 
@@ -41,12 +42,12 @@ def matrix_csv(matrix: Array, names: list[str]) -> str:
     return out.getvalue()
 
 
-def matrix_png(matrix: Array, names: list[str], path: Path, title: str, lower: bool, at_once: bool = False) -> Path:
-    """The heat map (n + 1, n) as a PNG, accuracies on a scale from 0 to 1."""
+def matrix_png(matrix: Array, names: list[str], path: Path, title: str, measure: str, at_once: bool = False) -> Path:
+    """The heat map (n + 1, n) as a PNG, accuracies on a scale from 0 to 1; of any other measure less is better."""
     from nested.report.heatmap import heat_map
     from nested.report.inline import save_png
 
+    lower = measure != "accuracy"
     known = matrix[1:][~np.isnan(matrix[1:])]
     limits = (float(known.min()), float(known.max())) if lower and len(known) else (0.0, 1.0)
-    measure = "loss" if lower else "accuracy"
     return save_png(heat_map(matrix, names, limits, title, measure, lower, at_once), path)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nested.report.records import Run
 from nested.report.wording import NONE, count, listed, steps
 
+BITS = "bits per byte"
 TOLD = 3  # differences in a label; more are in the table of configs alone
 UNTOLD = ("label", "runs", "seed", "data.", "tracking", "checkpoint.", "trainer.progress")  # of no influence, or known
 
@@ -47,7 +48,7 @@ class Group:
     @property
     def measure(self) -> str:
         """The word for the score."""
-        return "loss" if self.lower else "accuracy"
+        return self.first.measure
 
     @property
     def title(self) -> str:
@@ -81,7 +82,7 @@ class _Home:
 
     settings: dict[str, object]
     runs: list[Run] = field(default_factory=list)
-    digests: dict[int, object] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
 
     def takes(self, run: Run) -> bool:
         """Whether the run is on the same stream: by the data of a common seed, or else by the settings both have."""
@@ -91,19 +92,27 @@ class _Home:
         return all(run.config.get(k, v) == v for k, v in self.settings.items())
 
 
-def digests(run: Run) -> dict[int, object]:
+def digests(run: Run) -> dict[int, str]:
     """Seed -> the hash of data and split."""
-    return {s.seed: s.datasets[0]["digest"] for s in run.seeds if s.datasets and s.datasets[0].get("digest")}
+    return {s.seed: s.digest for s in run.seeds if s.digest}
 
 
-def conflict(ours: Mapping[int, object], theirs: Mapping[int, object]) -> bool:
+def conflict(ours: Mapping[int, str], theirs: Mapping[int, str]) -> bool:
     """Whether an equal seed has had other data."""
     return any(ours[s] != theirs[s] for s in ours.keys() & theirs.keys())
 
 
 def _distinction(group: Group) -> str:
     digest = next((d for run in group.runs for d in digests(run).values()), None)
-    return f", judged by {group.measure}" + (f", data and split {str(digest)[:8]}" if digest else "")
+    text = next((f", {t}" for run in group.runs for s in run.seeds if (t := text_of(s.datasets))), "")
+    return f", judged by {group.measure}" + (f", data and split {digest[:8]}" if digest else "") + text
+
+
+def text_of(datasets: Sequence[Mapping[str, Any]]) -> str:
+    """Where a text comes from, in words, as far as it is recorded."""
+    about = (datasets[0].get("about") if datasets else None) or {}
+    names = {"python": "sources of Python", "manifest": "manifest", "tokenizer": "tokenizer"}
+    return ", ".join(f"{words} {about[name]}" for name, words in names.items() if name in about)
 
 
 def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
@@ -160,7 +169,10 @@ def _about_scores(group: Group) -> Iterator[str]:
             "zero for long while a model learns. The share of judged positions that are right is beside it."
         )
     if group.lower:
-        yield "Scores are losses: lower is better. Positive BWT and FWT mean improvement nevertheless."
+        what = "bits per byte, 8 being an even guess" if group.measure == BITS else "losses"
+        yield f"Scores are {what}: lower is better. Positive BWT and FWT mean improvement nevertheless."
+    if any(run.frozen is not None for run in group.runs):
+        yield "Levels learn while the model reads what it is judged on; frozen, the same weights learn nothing."
     if group.first.scenario == "class" and group.first.n > 1:
         yield "FWT is uninformative in the class scenario: no experience before it has shown an experience's classes."
     if group.first.n == 1:

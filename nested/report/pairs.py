@@ -77,7 +77,7 @@ def table(group: Group, baseline: Member) -> Grid | None:
     rows = [_row(m, baseline.run, group.lower) for m in others]
     if not rows:
         return None
-    names = [text for metric in PAIRED for text in (heading(metric, group.lower), "p")]
+    names = [text for metric in PAIRED for text in (heading(metric, group.measure), "p")]
     tests = f", not corrected for there being {len(rows)} comparisons: one in twenty is below 0.05 by chance"
     remark = (
         "Each minus the baseline, seed by seed, over the seeds that both have done: mean ± 95 percent interval "

@@ -48,6 +48,7 @@ def draw(group: Group, lines: Sequence[Sweep], shown: Group, folder: Path, key: 
         "cost": list(_cost(group, lines, shown, panel)),
         "matrix": list(_matrices(shown, panel)),
         "positions": list(_positions(shown, panel)),
+        "frozen": list(_frozen(shown, panel)),
         "loss": list(_training(shown, panel)),
         "experiences": list(_experiences(shown, panel)) if shown is group else [],
         "stream": list(_stream(shown, panel)),
@@ -79,7 +80,7 @@ def _cost(group: Group, lines: Sequence[Sweep], shown: Group, panel: Draw) -> It
     of = spent(group)
     points = clouds(lines, shown, lambda run: _point(run, of, "acc"))
     if points:
-        score = heading("acc", group.lower)
+        score = heading("acc", group.measure)
         best = front([(p.x, p.y) for c in points for p in c.points if p.y is not None], group.lower)
         figure = score_against_cost(points, best, "FLOPs" if of == "flops" else "training seconds", score, group.lower)
         yield panel("cost", figure, f"{score} against cost, {group.title}")
@@ -145,6 +146,18 @@ def _positions(group: Group, panel: Draw) -> Iterator[str]:
         columns = run.experiences if run.n <= CELLS else ()
         figure = heat_map(run.positions.mean(0), columns, (0.0, 1.0), label, RIGHT, False, run.single_fit)
         yield panel(f"positions-{name}", figure, f"Share of {RIGHT} of {label}, mean of {len(run.positions)} seed(s)")
+
+
+def _frozen(group: Group, panel: Draw) -> Iterator[str]:
+    """On the scale of the matrices above them."""
+    limits = _limits(group, below=True)
+    for run, _, label, _, name in _drawable(group):
+        if run.frozen is None:
+            continue
+        columns = run.experiences if run.n <= CELLS else ()
+        word = f"{group.measure}, frozen"
+        figure = heat_map(run.frozen.mean(0), columns, limits, label, word, group.lower, run.single_fit)
+        yield panel(f"frozen-{name}", figure, f"Matrix of {label}, frozen, mean of {len(run.frozen)} seed(s)")
 
 
 def _training(group: Group, panel: Draw) -> Iterator[str]:
@@ -291,7 +304,8 @@ def _limits(group: Group, below: bool = False) -> Limits:
     """One scale for all runs of a group; for losses over the rows after training began."""
     if not group.lower:
         return (0.0, 1.0) if below else (0.0, 1.05)
-    trained = [m[:, 1:] for *_, m, _ in _drawable(group)]
+    frozen = [run.frozen for run in group.runs if run.frozen is not None]
+    trained = [m[:, 1:] for m in (*(m for *_, m, _ in _drawable(group)), *frozen)]
     known = np.concatenate([m[~np.isnan(m)] for m in trained]) if trained else np.zeros(1)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     return (low if below else 0.0, high * (1.0 if below else 1.05) or 1.0)

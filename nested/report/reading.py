@@ -13,7 +13,7 @@ import numpy as np
 
 from nested import metrics
 from nested.errors import UserError
-from nested.metrics import POSITIONS
+from nested.metrics import FROZEN, POSITIONS
 from nested.report.records import METRICS, Array, Run, Seed, number
 from nested.rundir import check_format, read_config, read_events
 
@@ -24,7 +24,7 @@ LOCAL = "http://127.0.0.1:5000"  # where `nested ui` serves unless told otherwis
 def load(run_dir: Path | str, whole: bool = True) -> Run:
     """Read a run directory; raises UserError where it is none, is damaged, or is of an unknown format.
 
-    Not `whole`: of one that is done nothing but result.json is read, which lacks curves, data and environment.
+    Not `whole`: of one that is done nothing but result.json is read, which lacks curves, environment and data sizes.
     """
     path = Path(run_dir)
     check_format(path)
@@ -40,6 +40,7 @@ def load(run_dir: Path | str, whole: bool = True) -> Run:
     told = about if whole else {}  # one name of a stream for all runs, whatever was read of each
     choices = result.get("choices") or {k[8:]: v for k, v in config.items() if k.startswith("choices.")}
     mean, ci95 = _means(result, seeds)
+    lower = bool(summary.get("lower_is_better", about.get("lower_is_better", any(s.losses for s in seeds))))
     return Run(
         path=path,
         run_id=str(result.get("run_id") or path.resolve().name),
@@ -47,9 +48,8 @@ def load(run_dir: Path | str, whole: bool = True) -> Run:
         status=str(result.get("status") or _ending(path)),
         stream=str(told.get("stream") or result.get("stream") or choices.get("stream") or "unknown stream"),
         scenario=str(told.get("scenario") or result.get("scenario") or config.get("stream.scenario") or ""),
-        lower_is_better=bool(
-            summary.get("lower_is_better", about.get("lower_is_better", any(s.losses for s in seeds)))
-        ),
+        lower_is_better=lower,
+        measure=str(_measure(summary, about, seeds) or ("loss" if lower else "accuracy")),
         experiences=_names(summaries.values(), abouts.values(), seeds),
         planned=_planned(result, config, len(seeds)),
         seeds=seeds,
@@ -60,6 +60,12 @@ def load(run_dir: Path | str, whole: bool = True) -> Run:
         problems=tuple(map(str, result.get("problems") or [])),
         tracked=_tracked(path) if whole else None,
     )
+
+
+def _measure(summary: Json, about: Json, seeds: Sequence[Seed]) -> Any:
+    """What the scores are called, where it is recorded."""
+    data = next((s.datasets[0] for s in seeds if s.datasets), {})
+    return next((found for known in (summary, about, data) if (found := known.get("measure"))), None)
 
 
 def _folders(path: Path) -> dict[int, Path]:
@@ -129,8 +135,11 @@ def _summaries(result: Json, folders: dict[int, Path]) -> dict[int, Json]:
 def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
     log = _Log.of(read_events(folder / "events.jsonl")) if folder else _Log()
     values = {**log.final, **(about.get("metrics") or {}), **summary}
-    known, fine = (views(about, folder / "matrix.json", b) if folder and about else {} for b in ("", POSITIONS))
+    known, fine, frozen = (
+        views(about, folder / "matrix.json", b) if folder and about else {} for b in ("", POSITIONS, FROZEN)
+    )
     main = next(iter((about.get("views") or log.views).values()), {})
+    datasets = tuple(log.datasets[i] for i in sorted(log.datasets))
     return Seed(
         seed=seed,
         status=str(summary.get("status") or log.status),
@@ -141,11 +150,13 @@ def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
         cost=dict(summary.get("cost") or {}),
         seconds=number(values.get("seconds")),
         anytime=about.get("anytime"),
-        datasets=tuple(log.datasets[i] for i in sorted(log.datasets)),
+        datasets=datasets,
+        digest=summary.get("digest") or next((d.get("digest") for d in datasets), None),
         environment=read_json(folder / "environment.json") if folder else {},
         started=log.started,
         losses=log.losses,
         positions=next(iter((fine or log.matrices(POSITIONS)).values()), None),
+        frozen=next(iter((frozen or log.matrices(FROZEN)).values()), None),
         training=log.training,
     )
 

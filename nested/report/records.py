@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-METRICS = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain", "min_acc", "wc_acc", "positions")
+METRICS = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain", "min_acc", "wc_acc", "positions", "frozen")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,12 @@ class Seed:
     seconds: float | None = None
     anytime: dict[str, Any] | None = None
     datasets: tuple[dict[str, Any], ...] = ()  # one for each experience, in order
+    digest: str | None = None  # of data and split
     environment: dict[str, Any] = field(default_factory=dict)
     started: float | None = None  # unix milliseconds
     losses: bool = False  # whether the recorded scores are losses
     positions: Array | None = None  # (n + 1, n) share of judged positions right, where answers are sequences
+    frozen: Array | None = None  # (n + 1, n) score of a model that learns nothing while it reads, where it can
     training: dict[int, float] = field(default_factory=dict)  # optimizer step -> training loss of the steps before it
 
     @property
@@ -62,6 +64,7 @@ class Run:
     stream: str
     scenario: str
     lower_is_better: bool
+    measure: str  # accuracy | loss | bits per byte
     experiences: tuple[str, ...]
     planned: int  # seeds asked for
     seeds: tuple[Seed, ...]
@@ -104,6 +107,12 @@ class Run:
     def positions(self) -> Array | None:
         """As `matrices`, of the single positions of sequences; None where answers are no sequences."""
         known = [s.positions for s in self.shown if s.positions is not None]
+        return np.stack(known) if known else None
+
+    @cached_property
+    def frozen(self) -> Array | None:
+        """As `matrices`, of the model that learns nothing while it reads; None where it never does."""
+        known = [s.frozen for s in self.shown if s.frozen is not None]
         return np.stack(known) if known else None
 
     @cached_property

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nested
+from nested.errors import UserError
 from nested.report.drawing import variables
 from nested.report.records import visible
+from nested.rundir import replace_file
 
 HERE = Path(__file__).parent
 
@@ -39,7 +42,15 @@ def render(template: str, out: Path, **values: Any) -> Path:
         **values,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(out)
+    replace_file(out, html.encode())
     return out
+
+
+@contextmanager
+def writing(file: Path, option: str = "--out") -> Iterator[None]:
+    """Turn an error of the disk into one line, with the file that a user wanted written."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot write {file}: {error.strerror}; choose another file"
+        raise UserError(text, key=option, seen=str(file)) from None

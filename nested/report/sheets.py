@@ -53,7 +53,7 @@ def latex_table(groups: Sequence[Group]) -> str:
 
 def _tabular(group: Group) -> Iterator[str]:
     names = known_metrics(group.runs, LONG)
-    head = ["configuration", "seeds", *(heading(name, group.lower) for name in names), "FLOPs"]
+    head = ["configuration", "seeds", *(heading(name, group.measure) for name in names), "FLOPs"]
     yield f"% {visible(group.title)}: mean and 95 percent interval over seeds; nested {nested.__version__}"
     yield rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     yield from (r"\toprule", " & ".join(head) + r" \\", r"\midrule")

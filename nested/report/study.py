@@ -8,6 +8,7 @@ from typing import Any
 
 from nested.report import tables
 from nested.report.inline import inline_svg, save_png
+from nested.report.parallel import parallel
 from nested.report.rendering import render
 from nested.report.study_figures import (
     MOST_AXES,
@@ -15,7 +16,6 @@ from nested.report.study_figures import (
     curves,
     history,
     importances,
-    parallel,
     plane,
     slices,
 )
@@ -53,7 +53,7 @@ def _figures(study: Study) -> Iterator[tuple[str, Any, str]]:
     """What there is to draw: name, figure, description."""
     if study.done:
         yield "history", history(study), "Values of every trial in order"
-    if any(t.curve for t in study.trials):
+    if any(any(t.curves) for t in study.trials):
         yield "curves", curves(study), "Every trial over the stream"
     if study.importances:
         yield "importances", importances(study), "Importance of each dimension"

@@ -22,11 +22,10 @@ from nested.report.drawing import (
     legend,
     legend_height,
     marker,
-    ramp,
     shorten,
 )
 from nested.report.figures import short_count
-from nested.report.trials import Axis, Study, Trial
+from nested.report.trials import Axis, Curve, Study, Trial
 
 KINDS = {"done": "whole trials", "front": "Pareto front", "default": "defaults", "chosen": "chosen"}
 MOST_AXES = 12  # dimensions drawn; the table has all
@@ -35,6 +34,12 @@ STYLES: dict[str, dict[str, Any]] = {
     "front": {"color": colour(2), "marker": marker(2), "markersize": 6, "markeredgecolor": PAPER},
     "default": {"color": colour(1), "marker": marker(1), "markersize": 7.5, "markeredgecolor": PAPER},
     "chosen": {"color": colour(0), "marker": "*", "markersize": 13, "markeredgecolor": PAPER},
+}
+PATHS: dict[str, dict[str, Any]] = {  # of curves, in the order in which they are drawn
+    "other": {"color": MUTED, "linewidth": 0.8, "alpha": 0.45, "zorder": 1},
+    "pruned": {"color": colour(3), "linewidth": 0.9, "alpha": 0.7, "zorder": 2},
+    "default": {"color": colour(1), "linewidth": 2.0, "zorder": 4, "marker": "o", "markersize": 3.5},
+    "chosen": {"color": colour(0), "linewidth": 2.0, "zorder": 4, "marker": "o", "markersize": 3.5},
 }
 
 
@@ -105,35 +110,43 @@ def history(study: Study) -> Any:
 
 @drawn
 def curves(study: Study) -> Any:
-    """The first objective after each experience of each seed; a cross is where a trial was pruned."""
-    wide = 4.6 if study.steps <= 24 else 6.2
+    """Every objective after each experience of each seed; a cross is where a trial was pruned."""
     labels = ("whole trials", "pruned", "defaults", "chosen")
-    figure, axes = blank(wide, 3.0 + legend_height(labels, wide))
+    rows = len(study.objectives)
+    wide, high = (4.6 if study.steps <= 24 else 6.2, 3.0) if rows == 1 else (6.2, 2.4)
+    figure, panels = _panels(wide, high, rows, 1, labels, sharex=True)
     handles: dict[str, Any] = {}
-    order = sorted(study.trials, key=lambda t: (study.kind(t) in ("default", "chosen"), study.kind(t) == "chosen"))
-    for trial in order:
-        kind = study.kind(trial)
-        style: dict[str, Any] = {"color": MUTED, "linewidth": 0.8, "alpha": 0.45, "zorder": 1}
-        if kind in ("default", "chosen"):
-            style = {"color": STYLES[kind]["color"], "linewidth": 2.0, "zorder": 4, "marker": "o", "markersize": 3.5}
-        elif kind == "pruned":
-            style = {"color": colour(3), "linewidth": 0.9, "alpha": 0.7, "zorder": 2}
-        for seed in range(len(study.seeds)):
-            points = [(s + 1, v) for s, v in trial.curve if s // study.experiences == seed]
-            if not points:
-                continue
-            (line,) = axes.plot(*zip(*points), **style)
-            handles.setdefault(KINDS.get(kind, kind), line)
-        if kind == "pruned" and trial.curve:
-            axes.plot(trial.curve[-1][0] + 1, trial.curve[-1][1], marker="x", markersize=5, color=colour(3), zorder=3)
-    for seed in range(1, len(study.seeds)):
-        axes.axvline(seed * study.experiences + 0.5, color=RULE, linewidth=1)
-    axes.set_xlim(0.5, study.steps + 0.5)
-    axes.set_xlabel("experiences learned" + (", seed after seed" if len(study.seeds) > 1 else ""))
-    axes.set_ylabel(f"{study.objectives[0]} so far")
-    axes.xaxis.set_major_locator(_whole())
+    for k, axes in enumerate(panels[:, 0]):
+        for trial in sorted(study.trials, key=lambda t: list(PATHS).index(_path(study, t))):
+            if len(trial.curves) > k:
+                handles |= _curve(axes, study, trial, trial.curves[k])
+        for seed in range(1, len(study.seeds)):
+            axes.axvline(seed * study.experiences + 0.5, color=RULE, linewidth=1)
+        axes.set_xlim(0.5, study.steps + 0.5)
+        axes.set_ylabel(f"{study.objectives[k]} so far")
+        axes.xaxis.set_major_locator(_whole())
+    panels[-1, 0].set_xlabel("experiences learned" + (", seed after seed" if len(study.seeds) > 1 else ""))
     legend(figure, list(handles.values()), list(handles), wide)
     return figure
+
+
+def _path(study: Study, trial: Trial) -> str:
+    """As what a trial's curve is drawn."""
+    kind = study.kind(trial)
+    return kind if kind in PATHS else "other"
+
+
+def _curve(axes: Any, study: Study, trial: Trial, curve: Curve) -> dict[str, Any]:
+    """Draw one curve, seed by seed; returns what stands for its kind in a legend."""
+    kind, handles = study.kind(trial), {}
+    label = KINDS["done" if kind == "front" else kind] if kind in KINDS else kind
+    for seed in range(len(study.seeds)):
+        points = [(s + 1, v) for s, v in curve if s // study.experiences == seed]
+        if points:
+            (handles[label],) = axes.plot(*zip(*points), **PATHS[_path(study, trial)])
+    if kind == "pruned" and curve:
+        axes.plot(curve[-1][0] + 1, curve[-1][1], marker="x", markersize=5, color=colour(3), zorder=3)
+    return handles
 
 
 @drawn
@@ -237,66 +250,6 @@ def _front(axes: Any, study: Study, x: str, y: str) -> None:
             front.append((a, b))
     if len(front) > 1:
         axes.step(*zip(*front), where="post", color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
-
-
-@drawn
-def parallel(study: Study) -> Any:
-    """Every whole trial as a line through its values; dark is worse, light is better in the first objective."""
-    axes_ = study.axes[:MOST_AXES]
-    names = [*(a.path for a in axes_), *study.objectives]
-    figure, axes = blank(max(5.0, 1.35 * len(names)), 3.4)
-    columns = [_column(study, a) for a in axes_]
-    columns += [_linear([t.values[k] for t in study.done if t.values]) for k in range(len(study.objectives))]
-    places = np.array([c[0] for c in columns])  # (names, trials), each from 0 to 1
-    sign = 1.0 if study.directions[0] == "maximize" else -1.0
-    order = np.argsort([sign * t.values[0] for t in study.done if t.values], kind="stable")
-    colours = [light for light, _ in ramp()]
-    for rank, k in enumerate(order):
-        kind = study.kind(study.done[k])
-        shade = colours[round(rank * (len(colours) - 1) / max(1, len(order) - 1))]
-        style: dict[str, Any] = {"color": shade, "linewidth": 0.9, "alpha": 0.55, "zorder": 1 + rank / len(order)}
-        if kind in ("chosen", "default"):
-            style = {"color": STYLES[kind]["color"], "linewidth": 2.4, "zorder": 5}
-        axes.plot(range(len(names)), places[:, k], **style)
-    for x, (_, ticks) in enumerate(columns):
-        axes.axvline(x, color=MUTED, linewidth=0.8, zorder=3)
-        for place, text in ticks:
-            spot = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5, "zorder": 6}
-            axes.annotate(text, (x, place), **spot)
-    axes.set_xticks(range(len(names)), [shorten(n, 20) for n in names], color=INK)
-    for k, label in enumerate(axes.get_xticklabels()):
-        label.set_y(-0.07 * (k % 2) if len(names) > 4 else 0)
-    axes.set_yticks([])
-    axes.set_xlim(-0.15, len(names) - 0.6)
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.grid(visible=False)
-    return figure
-
-
-Column = tuple[Any, list[tuple[float, str]]]
-
-
-def _column(study: Study, axis: Axis) -> Column:
-    """Places from 0 to 1 of every whole trial on a dimension, and the axis' ticks."""
-    values = [axis.place(t.params[axis.path]) for t in study.done]
-    if axis.choices is not None:
-        last = max(1, len(axis.choices) - 1)
-        return np.array(values) / last, [(k / last, shorten(str(c), 12)) for k, c in enumerate(axis.choices)]
-    return _linear(values, axis.log)
-
-
-def _linear(values: Sequence[float], log: bool = False) -> Column:
-    at = np.log(values) if log else np.array(values, dtype=float)
-    low, high = float(at.min()), float(at.max())
-    if high == low:
-        return np.full(len(at), 0.5), [(0.5, _brief(values[0]))]
-    middle = np.exp((low + high) / 2) if log else (low + high) / 2
-    ticks = [(0.0, min(values)), (0.5, float(middle)), (1.0, max(values))]
-    return (at - low) / (high - low), [(place, _brief(value)) for place, value in ticks]
-
-
-def _brief(value: float) -> str:
-    return short_count(float(f"{value:.3g}"))
 
 
 @drawn

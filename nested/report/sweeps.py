@@ -66,17 +66,17 @@ def flops_of(line: Sweep) -> str:
     return "" if low == NONE else f"{low} FLOPs" if low == high else f"{low} to {high} FLOPs"
 
 
-def table(lines: Sequence[Sweep], lower: bool) -> Grid | None:
+def table(lines: Sequence[Sweep], group: Group) -> Grid | None:
     """Every sweep: what is swept, at which FLOPs, and what it reaches."""
     rows = []
     for line in lines:
         if line.keys:
-            reached = [_range([m.run.mean.get(name) for m in line.members], lower) for name in REACHED]
+            reached = [_range([m.run.mean.get(name) for m in line.members], group.lower) for name in REACHED]
             values = ", ".join(map(_written, line.values))
             cells = (Cell(line.name), Cell(values), Cell(str(len(line.members)), len(line.members)))
             flops = Cell(flops_of(line).removesuffix(" FLOPs") or NONE, min(line.flops, default=None))
             rows.append((Cell(line.label, slot=line.slot, head=True), *cells, flops, *reached))
-    head = ("line", "swept", "values", "points", "FLOPs", *(heading(name, lower) for name in REACHED))
+    head = ("line", "swept", "values", "points", "FLOPs", *(heading(name, group.measure) for name in REACHED))
     return Grid(head, tuple(rows)) if rows else None
 
 

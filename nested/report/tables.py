@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nested.report.groups import Group, Member, grouped, varied
+from nested.report.groups import Group, Member, grouped, text_of, varied
 from nested.report.records import METRICS, Run, mean_of, on_stream, visible
 from nested.report.wording import (
     NONE,
@@ -27,7 +27,7 @@ from nested.report.wording import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-LONG = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain", "positions")
+LONG = ("learning_acc", "acc", "forgetting", "bwt", "fwt", "gain", "positions", "frozen")
 ANYTIME = ("min_acc", "wc_acc")
 SHORT = ("learning_acc", "acc", "forgetting", "bwt")  # forgetting always beside learning accuracy
 EXACT = "a sequence counts as right only where every judged position of it is"
@@ -88,11 +88,11 @@ def summary(group: Group, names: Sequence[str], wide: bool = False) -> Grid:
                 *([Cell(large(flops := mean_of(run.cost("flops"))), flops)] if wide else []),
             )
         )
-    return Grid((*_head(names, group.lower), *(["FLOPs"] if wide else [])), tuple(rows))
+    return Grid((*_head(names, group.measure), *(["FLOPs"] if wide else [])), tuple(rows))
 
 
-def _head(names: Sequence[str], lower: bool | None) -> tuple[str, ...]:
-    return ("run", "seeds", *(heading(n, lower) for n in names), "steps", "seconds", "parameters")
+def _head(names: Sequence[str], measure: str | None) -> tuple[str, ...]:
+    return ("run", "seeds", *(heading(n, measure) for n in names), "steps", "seconds", "parameters")
 
 
 def known_metrics(runs: Sequence[Run], among: Sequence[str] = METRICS) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def table(runs: Sequence[Run], most: int | None = None) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    groups, names = grouped(runs), known_metrics(runs, (*SHORT, "positions"))
+    groups, names = grouped(runs), known_metrics(runs, (*SHORT, "positions", "frozen"))
     short = [best(g, most) for g in groups] if most else groups
     out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
     remarks = ["mean ± 95 percent interval over seeds (Student t)"] if any(r.planned > 1 for r in runs) else []
@@ -114,8 +114,8 @@ def table(runs: Sequence[Run], most: int | None = None) -> Table:
     left = sum(len(g.members) - len(s.members) for g, s in zip(groups, short))
     remarks += [f"and {left:,} of lower ACC: on the page"] if left else []
     out.caption = "\n".join(remarks) or None
-    directions = {g.lower for g in groups}
-    for k, title in enumerate(_head(names, directions.pop() if len(directions) == 1 else None)):
+    measures = {g.measure for g in groups}
+    for k, title in enumerate(_head(names, measures.pop() if len(measures) == 1 else None)):
         out.add_column(title.replace(" ", "\n"), justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for group in short:
         if len(groups) > 1:
@@ -150,7 +150,7 @@ def anytime(group: Group) -> Grid | None:
         (Cell(label, slot=slot, head=True), *(Cell(metric(run, n), run.mean.get(n)) for n in ANYTIME))
         for run, slot, label in found
     ]
-    return Grid(("run", *(heading(n, group.lower) for n in ANYTIME)), tuple(rows)) if rows else None
+    return Grid(("run", *(heading(n, group.measure) for n in ANYTIME)), tuple(rows)) if rows else None
 
 
 def by_seed(group: Group) -> Grid:
@@ -168,7 +168,7 @@ def by_seed(group: Group) -> Grid:
         for run, slot, label in group.members
         for s in run.seeds
     ]
-    metrics = tuple(heading(n, group.lower) for n in names)
+    metrics = tuple(heading(n, group.measure) for n in names)
     return Grid(("run", "seed", "status", "experiences", *metrics, "seconds"), tuple(rows))
 
 
@@ -186,7 +186,7 @@ def by_view(group: Group) -> Grid | None:
             mean, _ = metrics.over_seeds(found, SHORT)
             cells = (Cell(score(mean[n], group.lower), mean[n]) for n in SHORT)
             rows.append((Cell(label, slot=slot, head=True), Cell(view), *cells))
-    return Grid(("run", "weights", *(heading(n, group.lower) for n in SHORT)), tuple(rows))
+    return Grid(("run", "weights", *(heading(n, group.measure) for n in SHORT)), tuple(rows))
 
 
 def levels(group: Group) -> Grid | None:
@@ -249,6 +249,8 @@ def datasets(group: Group) -> Grid | None:
         f"{more} all {count(totals['n_train'])} training, {count(totals['n_validation'])} validation and "
         f"{count(totals['n_test'])} test examples. Hash of data and split: {digests}."
     )
+    text, empty = text_of(first), (first[0].get("about") or {}).get("empty_files")
+    remark += (f" Text: {text}." if text else "") + (f" Empty files left out: {empty}." if empty else "")
     return Grid(("experience", "training", "validation", "test", *titles), tuple(rows), remark)
 
 

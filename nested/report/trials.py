@@ -12,6 +12,7 @@ from typing import Any
 
 from nested.report.tables import Grid
 
+Curve = tuple[tuple[int, float], ...]  # (step, value so far in this seed)
 ENDED = ("done", "pruned", "failed")
 COSTS = ("flops", "parameter_updates", "seconds")
 
@@ -38,7 +39,7 @@ class Trial:
     state: str  # done | pruned | failed | running | waiting
     params: Mapping[str, Any]
     values: tuple[float, ...] | None = None  # of one that is done, in the order of the objectives
-    curve: tuple[tuple[int, float], ...] = ()  # (step, first objective so far in this seed)
+    curves: tuple[Curve, ...] = ()  # of each objective
     reached: int = 0  # steps
     summary: Mapping[str, float | None] = field(default_factory=dict)  # means over the seeds it came to
     seconds: float | None = None  # of the clock, evaluation included

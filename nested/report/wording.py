@@ -19,14 +19,15 @@ HEADINGS = {
     "min_acc": "min-ACC",
     "wc_acc": "WC-ACC",
     "positions": "positions right",
+    "frozen": "frozen accuracy",
 }
 
 
-def heading(metric: str, lower: bool | None) -> str:
-    """The name of a metric for accuracies, for losses, or (None) for either."""
-    if lower is False:
+def heading(metric: str, measure: str | None) -> str:
+    """The name of a metric for scores of one measure (accuracy, loss, bits per byte), or (None) of several."""
+    if measure == "accuracy":
         return HEADINGS[metric]
-    word = "score" if lower is None else "loss"
+    word = measure or "score"
     return "final " + word if metric == "acc" else HEADINGS[metric].replace("accuracy", word).replace("ACC", word)
 
 

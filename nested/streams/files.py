@@ -34,7 +34,7 @@ def missing(what: str, root: Path, searched: list[Path], expected: str, how: str
     return UserError(f"{what} not found: looked in {places} for {expected}; {how}", key="data.root", seen=str(root))
 
 
-def user_path(path: str, root: str | None, kind: str) -> Path:
+def user_path(path: str, root: str | None, kind: str, key: str = "stream.path") -> Path:
     """`path` as it is, or below `root`. Raises UserError when it is in neither."""
     places = [Path(path).expanduser()]
     if root is not None:
@@ -43,4 +43,4 @@ def user_path(path: str, root: str | None, kind: str) -> Path:
         if place.exists():
             return place
     tried = " and ".join(str(p) for p in dict.fromkeys(places))
-    raise UserError(f"no such {kind}: looked for {tried}; give stream.path=...", key="stream.path", seen=path)
+    raise UserError(f"no such {kind}: looked for {tried}; give {key}=...", key=key, seen=path)

@@ -5,8 +5,8 @@ Shapes: N rows, B batch, T tokens, S sample shape (images are C, H, W; sequences
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Protocol
@@ -43,7 +43,8 @@ class Examples:
     """Rows of one shared base with their targets and tasks; the only copy of the data is `base`.
 
     A base of uint8 is read as float32 in 0..1, one of int64 (tokens) as it is. `transforms`, one per task, apply to the
-    rows of their task when read. Targets (N, T) int64 are one for each position, IGNORED where none is judged.
+    rows of their task when read. Targets (N, T) int64 are one for each position, IGNORED where none is judged. Where
+    `tokens`, base and targets may be integers of any type, views of one text: both are read as int64.
     """
 
     base: Tensor | Indexable  # (M, *S)
@@ -51,6 +52,7 @@ class Examples:
     targets: Tensor  # (N,) or (N, T) int64, or (N, K) float32
     task: Tensor  # (N,) int64
     transforms: tuple[Callable[[Tensor], Tensor], ...] | None = None
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.index) == len(self.targets) == len(self.task):
@@ -75,9 +77,11 @@ class Examples:
         """The samples at `rows` (B,), positions in this set, any order, repeats allowed."""
         index = self.index.index_select(0, rows)
         x = self.base.index_select(0, index) if isinstance(self.base, Tensor) else self.base[index]
-        if x.dtype is torch.uint8:
-            x = x.div(255)
         y = self.targets.index_select(0, rows)
+        if self.tokens:
+            x, y = x.long(), y.long()
+        elif x.dtype is torch.uint8:
+            x = x.div(255)
         if self.only_task is None:
             task = self.task.index_select(0, rows)
             return Batch(x if self.transforms is None else self._transformed(x, task), y, task)
@@ -95,7 +99,7 @@ class Examples:
 
     def subset(self, rows: Tensor) -> Examples:
         """The examples at `rows` (B,), on the same base."""
-        return Examples(self.base, self.index[rows], self.targets[rows], self.task[rows], self.transforms)
+        return replace(self, index=self.index[rows], targets=self.targets[rows], task=self.task[rows])
 
     @staticmethod
     def concat(parts: list[Examples]) -> Examples:
@@ -106,7 +110,7 @@ class Examples:
         if any(p.base is not first.base or p.transforms is not first.transforms for p in parts):
             raise ValueError("only examples of one base with the same transforms can be joined")
         index, targets, task = (torch.cat([getattr(p, f) for p in parts]) for f in ("index", "targets", "task"))
-        return Examples(first.base, index, targets, task, first.transforms)
+        return replace(first, index=index, targets=targets, task=task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +139,19 @@ class Stream:
     digest: str  # hash of the data and of the split
     task_outputs: Tensor  # (tasks, n_outputs) bool: outputs each task may use; all of them but in the task scenario
     vocabulary: int | None = None  # samples are int64 tokens below it; None: samples are floats
+    language: bool = False  # targets are the next tokens, all judged by the bits they cost
+    token_bytes: Tensor | None = None  # (vocabulary,) int64: bytes of text that each token stands for; None: one
+    about: Mapping[str, str] = field(default_factory=dict)  # where the data come from, for the record
+
+    @property
+    def measure(self) -> str:
+        """What a score is."""
+        return "bits per byte" if self.language else "loss" if self.regression else "accuracy"
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a smaller score is a better one: so for regression, judged by squared error."""
-        return self.regression
+        """Whether a smaller score is a better one: squared error of regression, bits per byte of language."""
+        return self.regression or self.language
 
     @property
     def per_position(self) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nested import rundir
-from nested.config import read_override
+from nested.config import from_dict, read_override
+from nested.continuing import FREE, config_difference, told
 from nested.errors import UserError
 from nested.settings import Config
 from nested.signature import checked
@@ -171,15 +172,13 @@ def _all(path: Path, seeds: Sequence[int]) -> list[int]:
 
 def _run(config: Config, path: Path, say: Say) -> dict[str, Any]:
     """A run at a place of its own, continued where it stands. Raises UserError where another config was run there."""
-    from nested.run import FREE, config_difference, from_dict, run
+    from nested.run import run
 
     stored = rundir.as_stored(config.to_dict())
     if (path / "FORMAT").is_file():
-        changed = config_difference(from_dict(rundir.read_config(path)), config)
-        changed = {k: v for k, v in changed.items() if not k.startswith((*FREE, "seeds", "label"))}
+        changed = config_difference(from_dict(rundir.read_config(path)), config, (*FREE, "seeds", "label"))
         if changed:
-            shown = "; ".join(f"{k}: recorded {a!r}, now {b!r}" for k, (a, b) in changed.items())
-            text = f"{path.name} was run with another config: {shown}. Give it as before, or remove {path}"
+            text = f"{path.name} was run with another config: {told(changed)}. Give it as before, or remove {path}"
             raise UserError(text, key="study", seen=list(changed))
         result = path / "result.json"
         known = rundir.read_json(result) if result.is_file() else {}

@@ -150,7 +150,7 @@ def elsewhere(study: Study, arm: Arm, wanted: Wanted, more: Sequence[str], notes
 
 
 def _rehearse(arm: Arm, choice: str, more: Sequence[str]) -> None:
-    from nested.run import check, rehearse
+    from nested.prepare import check, rehearse
 
     config = arm.config([f"stream={choice}", *more, "trainer.allow_idle=true"], True)
     check(config)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nested import rundir
+from nested import continuing, rundir
 from nested.config import flatten
 from nested.errors import UserError
 from nested.settings import Config
@@ -24,8 +24,6 @@ FORMAT = 1
 
 def spec(request: Request, config: Config, dimensions: Sequence[Dimension], objective: Objective) -> dict[str, Any]:
     """All that a study's trials depend on: what must be equal for the study to be continued."""
-    from nested.run import FREE
-
     tune = request.tune
     values = flatten(rundir.as_stored(config.to_dict()))
     own = ("sampler", "seed", "pruner", "startup", "warmup", "reduction", "p_value", "prefix")
@@ -36,15 +34,14 @@ def spec(request: Request, config: Config, dimensions: Sequence[Dimension], obje
                 "names": objective.names, "directions": objective.directions, "budget": objective.budget,
             },
             "tune": {name: getattr(tune, name) for name in own},
-            "config": {k: v for k, v in values.items() if not k.startswith((*FREE, "choices.", "label"))},
+            "config": {k: v for k, v in values.items() if not k.startswith((*continuing.FREE, "choices.", "label"))},
         }
     )  # fmt: skip
 
 
-def difference(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def difference(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> continuing.Difference:
     """Path -> what is recorded, what is asked for, where they differ; a config value by its own path."""
-    one, two = (_paths(s) for s in (recorded, now))
-    return {k: (one.get(k), two.get(k)) for k in sorted({*one, *two}) if one.get(k) != two.get(k)}
+    return continuing.difference(_paths(recorded), _paths(now))
 
 
 def _paths(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +93,8 @@ def create(
 def _check_same(name: str, before: Mapping[str, Any], wanted: Mapping[str, Any], n_trials: int) -> None:
     changed = difference(before["spec"], wanted)
     if changed:
-        shown = "; ".join(f"{k}: recorded {a!r}, now {b!r}" for k, (a, b) in changed.items())
-        text = f"{name!r} asks for something else: {shown}. Continue without these, or name another: tune.study=..."
+        how = "Continue without these, or name another: tune.study=..."
+        text = f"{name!r} asks for something else: {continuing.told(changed)}. {how}"
         raise UserError(text, key="tune.study", seen=list(changed))
     if n_trials < before["n_trials"]:
         have = before["n_trials"]

@@ -57,14 +57,15 @@ def record(study: Study) -> records.Study:
 def _trial(study: Study, trial: FrozenTrial) -> records.Trial:
     state = WORDS.get(trial.state.name, trial.state.name.lower())
     begun, ended = trial.datetime_start, trial.datetime_complete
-    curve = _curve(study, trial) if state != "waiting" else ()
+    curves = _curves(study, trial) if state != "waiting" else ()
+    last = max((step for curve in curves for step, _ in curve), default=-1)
     return records.Trial(
         number=trial.number,
         state=state,
         params=trial.params,
         values=tuple(trial.values) if state == "done" else None,
-        curve=curve,
-        reached=study.experiences * len(study.seeds) if state == "done" else len(curve),
+        curves=curves,
+        reached=study.experiences * len(study.seeds) if state == "done" else last + 1,
         summary=trial.user_attrs.get("summary") or {},
         seconds=(ended - begun).total_seconds() if begun and ended else None,
         over_budget=not pruning.within_budget(trial),
@@ -72,14 +73,15 @@ def _trial(study: Study, trial: FrozenTrial) -> records.Trial:
     )
 
 
-def _curve(study: Study, trial: FrozenTrial) -> tuple[tuple[int, float], ...]:
-    """The first objective at each step, from the trial's events: a storage has it of some pruners alone."""
-    name, found = study.objective.names[0], {}
+def _curves(study: Study, trial: FrozenTrial) -> tuple[records.Curve, ...]:
+    """Each objective at each step, from the trial's events: a storage has them of some pruners alone."""
+    found: dict[str, dict[int, float]] = {name: {} for name in study.objective.names}
     for event in rundir.read_events(study.directory(trial.number) / "events.jsonl"):
-        value = (event.get("values") or {}).get(name) if event.get("event") == "metrics" else None
-        if (known := number(value)) is not None:
-            found[int(event["step"])] = known
-    return tuple(sorted(found.items()))
+        values = (event.get("values") or {}) if event.get("event") == "metrics" else {}
+        for name, curve in found.items():
+            if (known := number(values.get(name))) is not None:
+                curve[int(event["step"])] = known
+    return tuple(tuple(sorted(curve.items())) for curve in found.values())
 
 
 def _importances(study: Study) -> dict[str, dict[str, float]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nested import rundir
 from nested.config import flatten
+from nested.continuing import told
 from nested.errors import UserError
 from nested.settings import Config
 from nested.signature import locate
@@ -61,7 +62,7 @@ def tune(words: Iterable[str], config_dir: str | Path | None, say: Say, runner: 
 def pursue(asked: Request, say: Say, runner: str = RUNNER) -> Found:
     """As `tune`, for a request that has been read already."""
     from nested import tracking
-    from nested.run import check, rehearse
+    from nested.prepare import check, rehearse
 
     config = asked.config()
     check(config)
@@ -136,26 +137,34 @@ def _worked(study: Study, asked: Request, say: Say, runner: str) -> None:
 def join(path: Path, config_dir: str | None, say: Say, uri: str | None = None) -> Found:
     """Work on a study that exists, from anywhere that sees its directory and reaches its storage, until none is left.
 
-    Raises UserError where its command composes another config here.
+    What is recorded is sent to the tracker from here, too: the study's own command may be gone. Raises UserError where
+    that command composes another config here.
     """
+    from nested import tracking
+
     if uri:
         os.environ[storage.VARIABLE] = uri
     study = Study(path)
     if config_dir:
         study.request = Request.from_dict({**study.request.as_dict(), "config_dir": str(Path(config_dir).resolve())})
-    here = spec(study.request, study.request.config(), study.dimensions, study.objective)
+    config = study.request.config()
+    here = spec(study.request, config, study.dimensions, study.objective)
     changed = difference(study.record["spec"], here)
     if changed:
-        shown = "; ".join(f"{k}: recorded {a!r}, here {b!r}" for k, (a, b) in changed.items())
-        raise UserError(f"conf/ is another one here: {shown}; use the same version", key="study", seen=list(changed))
-    try:
-        with stoppable():
-            work(study, locate(RUNNER, "runner"), name_of_worker(), News(study, say).tell)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(GO_ON) from None
-    finally:
-        conclude(study)
-    return found(study)
+        text = f"conf/ is another one here: {told(changed, 'here')}; use the same version"
+        raise UserError(text, key="study", seen=list(changed))
+    watched = replace(config.tracking, system_metrics=False)  # of the machine that the study's own command runs on
+    with tracking.sender(study.path, watched, alone=False) as sender:
+        try:
+            with stoppable():
+                work(study, locate(RUNNER, "runner"), name_of_worker(), News(study, say).tell)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(GO_ON) from None
+        finally:
+            conclude(study)
+    if sender.problem:
+        say(sender.problem)
+    return Found(study, best(study), sender.problem is not None)
 
 
 def place(words: Sequence[str]) -> tuple[str, str]:
@@ -195,16 +204,17 @@ def line(study: Study, trial: FrozenTrial) -> str:
     values = numbers(study, trial.values) if trial.state.name == "COMPLETE" else ""
     params = " ".join(f"{k}={_short(v)}" for k, v in trial.params.items())
     ended = {"COMPLETE": "", "FAIL": f"failed: {trial.user_attrs.get('reason')}"}
-    pruned = f"pruned after {reached(trial)} of {len(study.seeds) * study.experiences} experiences"
+    pruned = f"pruned after {reached(study, trial)} of {len(study.seeds) * study.experiences} experiences"
     over = "" if pruning.within_budget(trial) else "over budget"
     parts = (f"trial {trial.number}", values, params, ended.get(trial.state.name, pruned), over)
     return "  ".join(p for p in parts if p)
 
 
-def reached(trial: FrozenTrial) -> int:
-    """Experiences, over all seeds, after which a trial was looked at."""
+def reached(study: Study, trial: FrozenTrial) -> int:
+    """Experiences, over all seeds, after which a trial was last looked at."""
     steps = [*trial.intermediate_values, *(int(k[3:]) for k in trial.user_attrs if k.startswith("at/"))]
-    return max(steps, default=-1) + 1
+    each = study.experiences if study.request.tune.pruner == "wilcoxon" else 1  # that is told of whole seeds
+    return each * (max(steps, default=-1) + 1)
 
 
 def numbers(study: Study, values: Sequence[float] | None) -> str:
@@ -241,9 +251,9 @@ def found(study: Study) -> Found:
 
 def verdict(study: Study) -> str:
     """What came of the study, beside its defaults."""
-    first, default = best(study), study.trials()[0]
+    first, default = best(study), next(iter(study.trials()), None)
     said = f"{study.name}: {best_line(study)}"
-    if not first or not study.record["defaults_first"]:
+    if not first or default is None or not study.record["defaults_first"]:
         return said
     if default.state.name != "COMPLETE":
         return f"{said}; the defaults are trial 0, which is not whole: {line(study, default)}"

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 RECORD = "study.json"
-AHEAD = (
-    8  # slots that wait: every look at the trials reads all that wait, so that thousands would slow down each report
-)
+AHEAD = 8  # slots that wait: every look at the trials reads all of them, and thousands would slow down each report
 MOST_DEATHS = 5  # workers that may die on one trial before it counts as failed
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)  # of a disk without them, where SQLite does not work either
 

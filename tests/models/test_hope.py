@@ -77,6 +77,52 @@ def test_levels_of_rate_zero_leave_every_memory_what_it_says_at_once(memory):
     torch.testing.assert_close(hope(frozen, section)(x), hope(memory=section)(x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "memory",
+    ["attention.AttentionMemory", "delta.DeltaMemory", "lstm.LSTMMemory", "self_modifying.SelfModifyingTitans"],
+)
+def test_reading_in_pieces_is_reading_at_once_at_every_split(memory):
+    net, x = hope([FAST, SLOW], {"_target_": f"nested.memory.{memory}"}, inner_loss="task"), tokens(2, 9)
+    with torch.no_grad():
+        whole, end = read(net, net.levels, initial_state(net, net.levels, 2), x)
+        for split in range(1, 9):
+            first, state = read(net, net.levels, initial_state(net, net.levels, 2), x[:, :split])
+            second, state = read(net, net.levels, state, x[:, split:])
+            torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
+            torch.testing.assert_close(state.fast, end.fast, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_the_outer_gradient_passes_levels_and_memory_and_no_other_mode_has_it(chunk):
+    """Self-modifying Titans below two token levels: every parameter along a direction of its own, by differences."""
+    titans = {"_target_": "nested.memory.self_modifying.SelfModifyingTitans", "gates": "sigmoid"}
+    titans |= {"chunk": chunk, "projection_chunk": chunk}
+    net, x = hope([FAST, SLOW], titans, depth=1, inner_loss="task"), tokens(2, 9)
+    scale = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)
+
+    def loss():
+        return (F.cross_entropy(net(x)[:, :-1].mT, x[:, 1:], reduction="none") * scale).sum()
+
+    def gradients(mode):
+        net.inner = mode
+        return dict(zip(names, torch.autograd.grad(loss(), params)))
+
+    names, params = zip(*net.named_parameters())
+    exact, others = gradients("full"), [gradients(mode) for mode in ("first_order", "off")]
+    net.inner = "full"
+    for name, p in zip(names, params):
+        assert all((exact[name] - other[name]).norm() > 0.01 * exact[name].norm() for other in others), name
+        direction = F.normalize(exact[name].flatten(), dim=0) + F.normalize(torch.randn_like(p).flatten(), dim=0)
+        with torch.no_grad():
+            kept, values = p.clone(), []
+            for step in (1e-5, -1e-5):
+                p.copy_(kept + step * direction.view_as(p))
+                values.append(loss())
+            p.copy_(kept)
+        slope = (values[0] - values[1]) / 2e-5
+        torch.testing.assert_close(slope, exact[name].flatten() @ direction, rtol=1e-5, atol=0, msg=name)
+
+
 @pytest.mark.parametrize("inner_loss", ["task", "next_token"])
 @pytest.mark.parametrize("connection", ["sequential", "headwise"])
 def test_every_parameter_learns(inner_loss, connection):
@@ -119,6 +165,17 @@ def test_a_classifier_of_images_reads_patches():
     assert net.next_token.predict.weight.grad.abs().sum() > 0
     static = hope([FAST], shape=(1, 8, 8), vocabulary=None, per_position=False, inner="off")
     assert not torch.allclose(static(x), net(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (28, 28), (64,), (13,)])
+def test_it_reads_the_samples_of_every_stream(shape):
+    """Digits, MNIST and Omniglot, CIFAR, arrays without channels, rows of numbers; tokens are above."""
+    net, x = hope([FAST, SLOW], shape=shape, vocabulary=None, per_position=False), torch.rand(2, *shape).double()
+    y = net(x)
+    assert y.shape == (2, 5)
+    y.square().sum().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert not torch.allclose(hope(shape=shape, vocabulary=None, per_position=False)(x), y)
 
 
 def test_evaluation_learns_within_the_sequence_too():

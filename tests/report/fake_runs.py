@@ -180,6 +180,7 @@ def _summary(fake, seed, rows, values):
         "run_id": fake.name, "seed": seed, "label": fake.label, "status": fake.status(seed), **values,
         "initial": r0, "matrix": r, "seconds": fake.seconds + seed, "experiences": fake.names,
         "lower_is_better": fake.lower, "judged_on": "test", "levels": list(fake.levels), "cost": COST,
+        "digest": f"{fake.digest}{seed}" if fake.digest else None,
     }  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def _matrix(fake, seed, rows, values):
 
 def _events(fake, seed, rows, values):
     yield {"event": "start", "run_id": fake.name, "seed": seed, "label": fake.label}
-    for j, name in enumerate(fake.names):
+    for j, name in enumerate(fake.names if fake.digest else ()):
         yield {"event": "dataset", "experience": j, "name": f"{fake.stream} {name}", "digest": f"{fake.digest}{seed}",
                "n_train": 250 + j, "n_validation": 20, "n_test": fake.total, "classes": [2 * j, 2 * j + 1]}  # fmt: skip
     for row, sums in enumerate(fake.sums(seed)[:rows]):

@@ -107,6 +107,7 @@ def test_many_runs_are_read_from_their_results_alone(tmp_path):
     assert (brief.label, brief.stream, brief.scenario, brief.n) == ("run", "split_digits", "class", 5)
     assert np.array_equal(brief.matrices, known.matrices)
     assert [s.metrics for s in brief.seeds] == [s.metrics for s in known.seeds]
+    assert [s.digest for s in brief.seeds] == [s.digest for s in known.seeds] == ["d1g3st0", "d1g3st1", "d1g3st2"]
 
 
 def test_a_run_that_is_not_done_is_read_whole(tmp_path):
@@ -114,11 +115,14 @@ def test_a_run_that_is_not_done_is_read_whole(tmp_path):
     assert len(report.load(path, whole=False).done) == 2
 
 
-def test_without_data_streams_are_told_apart_by_their_settings(tmp_path):
-    sizes = [{"config": {"stream.per_class": k}} for k in (10, 20)]
-    paths = [fake_run(tmp_path, f"r{k}", seeds=(0,), **w) for k, w in enumerate(sizes)]
-    assert len(grouped([report.load(p, whole=False) for p in paths])) == 2
-    assert len(grouped([report.load(p) for p in paths])) == 1  # the same data all the same
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("digests, groups", [("aa", 1), ("ab", 2), (("", ""), 2)], ids=["same", "other", "unknown"])
+def test_streams_are_told_apart_by_their_data_and_without_it_by_their_settings(tmp_path, digests, groups, whole):
+    paths = [
+        fake_run(tmp_path, f"r{k}", seeds=(0,), digest=digest, config={"stream.per_class": 10 * (k + 1)})
+        for k, digest in enumerate(digests)
+    ]
+    assert len(grouped([report.load(p, whole) for p in paths])) == groups
 
 
 # -- paired differences ------------------------------------------------------------------------------------------------

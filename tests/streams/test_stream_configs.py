@@ -14,7 +14,7 @@ from nested.signature import build, locate
 CHOICES = [
     "avalanche", "formal_languages", "image_folder", "mad", "omniglot", "permuted_digits", "permuted_mnist", "recall",
     "rotated_digits", "rotated_mnist", "split_cifar10", "split_cifar100", "split_digits", "split_fashion_mnist",
-    "split_mnist", "tensors",
+    "split_mnist", "tensors", "text",
 ]  # fmt: skip
 NEEDED = {"tensors": ["stream.path=x"], "image_folder": ["stream.path=x"], "avalanche": ["stream.benchmark=x"]}
 

@@ -30,7 +30,7 @@ def whole(number: int, acc: float, rate: float = 0.1, state: str = "done") -> Tr
     done_one = state == "done"
     return Trial(
         number, state, {"optim.lr": rate, "schedule.shape": "linear"}, (acc,) if done_one else None,
-        tuple((s, acc) for s in range(6 if done_one else 2)), 6 if done_one else 2, {"acc": acc, "flops": 1e6},
+        (tuple((s, acc) for s in range(6 if done_one else 2)),), 6 if done_one else 2, {"acc": acc, "flops": 1e6},
         1.5, reason=EVIL if state == "failed" else None,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_what_the_page_says_is_what_the_storage_has(tmp_path: Path):
     assert [t.values for t in told.trials] == [
         tuple(t.values) if t.state.name == "COMPLETE" else None for t in trials
     ]  # of a pruned one Optuna keeps the last report as its value: of a part of the stream
-    assert [dict(t.curve) for t in told.trials] == [t.intermediate_values for t in trials]
+    assert [dict(t.curves[0]) for t in told.trials] == [t.intermediate_values for t in trials]
     assert told.chosen == told.front == (search.best(study)[0].number,)
     assert told.default == 0
     assert sum(map(told.of_state, ("done", "pruned"))) == told.planned == 24
@@ -90,11 +90,15 @@ def test_what_mattered_is_found_whichever_way_is_better(tmp_path: Path):
     assert told.importances.keys() == {"acc", "flops"}
 
 
-def test_trials_of_several_objectives_have_curves_and_a_front(tmp_path: Path):
-    words = ("tune.objective=[acc,flops]", "tune.n_trials=14")
+def test_trials_of_several_objectives_have_curves_of_each_and_a_front(tmp_path: Path):
+    words = ("tune.objective=[forgetting,flops]", "tune.n_trials=14", "tune.startup=2")
     study = worked(small_study(tmp_path, PERIOD, RATE, *words), run_planted)
     told = page.record(study)
-    assert all(len(t.curve) == 5 for t in told.trials if t.state == "done")
+    for trial in study.trials():
+        at = {int(k[3:]): v for k, v in trial.user_attrs.items() if k.startswith("at/")}
+        record = told.trials[trial.number]
+        assert record.curves == tuple(tuple((s, at[s][k]) for s in sorted(at)) for k in range(2))
+        assert record.reached == len(at)
     assert set(told.front) == {t.number for t in study.optuna().best_trials} >= set(told.chosen)
     page.write(study)
     assert (study.path / "figures" / "plane-flops.png").is_file()

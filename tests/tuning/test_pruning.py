@@ -10,7 +10,7 @@ from tuning.landscape import EXPERIENCES, PERIOD, PLANTED, RATE, planted, run, s
 from nested.config import composer
 from nested.errors import UserError
 from nested.tuning import pruning, samplers
-from nested.tuning.search import best
+from nested.tuning.search import best, line
 from nested.tuning.settings import request
 
 BASE = composer([])
@@ -89,6 +89,9 @@ def test_every_pruner_saves_steps_and_keeps_the_best(pruner: str, seeds: int, tm
     assert steps(whole) == 12 * seeds * EXPERIENCES
     assert steps(pruned) < 0.8 * steps(whole)
     assert ended
+    for trial in ended:
+        taken = len((pruned.directory(trial.number) / "steps").read_text())
+        assert f"pruned after {taken} of {seeds * EXPERIENCES} experiences" in line(pruned, trial)
     assert len(pruned.trials()) == 12
     assert best(pruned)[0].value == pytest.approx(best(whole)[0].value, abs=0.005)
 

@@ -1,5 +1,6 @@
 """The verbs tune and worker, on real trainings of a fraction of a second."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command import QUICK, done, nested
@@ -83,6 +85,21 @@ def test_a_killed_study_ends_as_one_that_was_not_and_a_worker_may_do_the_rest():
     assert (rest["trials"], rest["complete"]) == (3, 3)
     done("tune", *(w for w in words if w != "tune.study=s"), "tune.study=whole")
     assert told(Study(Path("runs/s").resolve())) == told(Study(Path("runs/whole").resolve()))
+
+
+def test_a_worker_sends_what_is_recorded_and_says_what_was_not_sent(monkeypatch: pytest.MonkeyPatch):
+    done("tune", *TINY, "tune.n_trials=1", "trainer.allow_idle=true")
+    asked = []
+
+    @contextlib.contextmanager
+    def sender(path, settings, alone=True):
+        asked.append((path.name, settings.system_metrics, alone))
+        yield SimpleNamespace(problem="the tracker has not got 3 records")
+
+    monkeypatch.setattr("nested.tracking.sender", sender)
+    said = nested("worker", "s")
+    assert (said.code, asked) == (4, [("s", False, False)])
+    assert "the tracker has not got 3 records" in said.err
 
 
 def test_a_stop_is_said_with_how_to_go_on():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tuning.landscape import PERIOD, RATE, small_study, told, worked
 
-from nested.errors import NestedError
+from nested.errors import NestedError, UserError
 from nested.tuning import workers
 from nested.tuning.settings import Launcher
 from nested.tuning.study import Study
@@ -172,3 +172,56 @@ def test_jobs_of_submitit_work_on_a_study(tmp_path: Path, monkeypatch: pytest.Mo
     study = small_study(tmp_path, RATE, "tune.n_trials=6", "tune.pruner=none")
     launcher.launched(study, 2, Launcher("local", timeout_min=5), lambda: None, "tuning.landscape.run")
     check_exact(study, worked(small_study(tmp_path / "one", RATE, "tune.n_trials=6", "tune.pruner=none")), 6)
+
+
+SBATCH = """#!/bin/sh
+for script; do :; done
+export SLURM_JOB_ID=$$ SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here SLURM_NTASKS=1
+export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+setsid sh "$script" > /dev/null 2>&1 &
+echo "Submitted batch job $$"
+"""
+SRUN = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do
+    case "$1" in --output|--error) shift 2 ;; *) shift ;; esac
+done
+exec "$@"
+"""
+
+
+def test_jobs_of_slurm_work_on_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Slurm's commands stood in for by scripts that start the jobs here."""
+    pytest.importorskip("submitit")
+    from nested.tuning import launcher
+
+    commands = {"sbatch": SBATCH, "srun": SRUN, "sacct": "#!/bin/sh\necho 'JobID|State'\n", "scancel": "#!/bin/sh\n"}
+    for name, script in commands.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(launcher, "POLL", 0.2)
+    jobs = Launcher("slurm", timeout_min=5, options={"slurm_partition": "mine", "cpus_per_task": 1})
+    launcher.check(jobs)
+    study = small_study(tmp_path, RATE, "tune.n_trials=3", "tune.pruner=none")
+    launcher.launched(study, 1, jobs, lambda: None, "tuning.landscape.run")
+    check_exact(study, worked(small_study(tmp_path / "one", RATE, "tune.n_trials=3", "tune.pruner=none")), 3)
+    scripts = [p.read_text() for p in (study.path / "jobs").glob("*.sh")]
+    assert scripts
+    assert all("--partition=mine" in script and "--time=5" in script for script in scripts)
+
+
+def test_without_slurm_its_jobs_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pytest.importorskip("submitit")
+    from nested.tuning import launcher
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no sbatch on this machine"):
+        launcher.check(Launcher("slurm"))
+
+
+def test_a_job_that_runs_out_of_time_is_queued_again():
+    pytest.importorskip("submitit")
+    from nested.tuning.launcher import Job
+
+    job = Job("a/study", "a.runner")
+    assert job.checkpoint().function == job

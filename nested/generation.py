@@ -1,0 +1,141 @@
+"""`nested generate`: an exported language model reads a text, learning as it goes, and writes on.
+
+Shapes: B samples, n tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nested import exported, reading
+from nested.errors import UserError
+from nested.inner import Mode
+from nested.levels import token_levels
+from nested.sequences.text import as_bytes
+from nested.sequences.tokenizer import TokenizerFile
+
+Say = Callable[[str], None]
+EVERY_SECONDS = 5.0  # between two sentences about how far a long text is read
+PIECE = 16_384  # tokens read between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be written, and how."""
+
+    tokens: int = 200
+    temperature: float = 1.0
+    top_p: float = 1.0
+    samples: int = 1  # continuations, each with weights of its own
+    seed: int = 0
+    frozen: bool = False  # learn nothing, neither from the text nor from what is written
+    keep: int = 0  # updates that can be undone later, kept in the state
+    shift_norm: float | None = None  # how far reading may move the weights of a level
+    undo: int = 0  # updates to undo before anything is read
+
+    @property
+    def mode(self) -> Mode:
+        return "off" if self.frozen else "full"
+
+
+class Writer:
+    """An exported language model in the middle of a text. Raises UserError for an export of anything else."""
+
+    def __init__(self, export: Path, asked: Asked, device: str = "cpu"):
+        found = exported.read(export)
+        self.asked, self.model, self.device = asked, _language_model(found, device), device
+        file = found.config["stream"].get("tokenizer")
+        self.tokenizer = TokenizerFile(Path(file).expanduser()) if file else None  # None: bytes
+        self.reading: reading.Reading | None = None
+        if asked.shift_norm is not None:
+            self.model.levels = tuple(replace(level, shift_norm=asked.shift_norm) for level in self.model.levels)
+
+    def restore(self, file: Path) -> None:
+        """Go on from a state that was saved, with as many samples as are asked for. Raises UserError."""
+        self.reading = reading.load(file, self.model)
+        if self.asked.undo:
+            self.reading = reading.roll_back(self.model, self.reading, self.asked.undo)
+        held, wanted = len(self.reading.logits), self.asked.samples
+        if held != wanted:
+            if held > 1:
+                text = f"the state holds {held} samples; ask for as many"
+                raise UserError(text, key="samples", seen=wanted, allowed=held)
+            self.reading = reading.repeated(self.reading, wanted)
+
+    def read(self, text: bytes, say: Say) -> None:
+        """Read a text on from where it is. Raises UserError for an empty one where nothing was read before."""
+        if not text and self.reading is not None:
+            return
+        if not text:
+            raise UserError("there is nothing to go on from; give --prompt, --file or --state-in", key="prompt")
+        tokens = self.tokenizer.tokens(text, "the text") if self.tokenizer else as_bytes(text)
+        tokens = tokens.long().to(self.device)
+        told, copies = time.monotonic(), self.asked.samples if self.reading else 1
+        for done, piece in zip(range(0, len(tokens), PIECE), tokens.split(PIECE)):
+            batch = piece.expand(copies, -1)
+            self.reading = reading.prefill(self.model, batch, self.reading, self.asked.mode, self.asked.keep)
+            if time.monotonic() - told > EVERY_SECONDS:
+                told = time.monotonic()
+                say(f"read {done + len(piece)} of {len(tokens)} tokens")
+        assert self.reading is not None, "there is at least one piece"
+        if copies < self.asked.samples:
+            self.reading = reading.repeated(self.reading, self.asked.samples)
+
+    def write(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """New tokens (B,), one at a time, and the text of each sample that is whole characters with it."""
+        assert self.reading is not None, "read first"
+        draw = torch.Generator(self.device).manual_seed(self.asked.seed)
+        spell = self.tokenizer.spell if self.tokenizer else lambda token: bytes([token])
+        decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(self.asked.samples)]
+        made = reading.generate(
+            self.model, self.reading, self.asked.tokens, self.asked.temperature, self.asked.top_p, draw,
+            self.asked.mode, self.asked.keep,
+        )  # fmt: skip
+        for token, self.reading in made:
+            yield token, [d.decode(spell(int(t))) for d, t in zip(decoders, token)]
+
+    def save(self, file: Path) -> None:
+        """Write the state, for another time."""
+        assert self.reading is not None, "read first"
+        reading.save(file, self.model, self.reading)
+
+    def about(self) -> dict[str, Any]:
+        """What was read and learned so far, for programs."""
+        assert self.reading is not None, "read first"
+        state, start = self.reading.state, dict(self.model.named_parameters())
+        moved = [(w - start[n]).square().flatten(1).sum(1) for n, w in state.fast.items()]  # (B,) each
+        shift = torch.stack(moved).sum(0).sqrt().tolist() if moved else [0.0] * len(self.reading.logits)
+        levels = token_levels(self.model.levels)
+        updates = state.tick // levels[0].period if levels and not self.asked.frozen else 0
+        return {"tokens_read": self.reading.tokens, "updates": updates, "shift_norm": shift}
+
+
+def text_of(file: str | None, prompt: str | None) -> bytes:
+    """The bytes of the file, then those of the prompt. Raises UserError for a file that cannot be read."""
+    try:
+        read = Path(file).expanduser().read_bytes() if file else b""
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}", key="file", seen=file) from None
+    return read + (prompt or "").encode("utf-8", "surrogateescape")
+
+
+def _language_model(found: exported.Export, device: str) -> Any:
+    stream = found.about["stream"]
+    vocabulary, outputs = stream.get("vocabulary"), stream.get("n_outputs")
+    if vocabulary is None or outputs != vocabulary or not stream.get("per_position"):
+        what = "images or numbers" if vocabulary is None else "tokens for another task than saying the next one"
+        text = f"{found.path} reads {what}; a model that was trained on stream=text can generate"
+        raise UserError(text, key=str(found.path), seen=found.config["model"]["_target_"])
+    model = found.model(device)
+    if not all(hasattr(model, name) for name in ("prepare", "features", "logits", "levels")):
+        text = f"{type(model).__name__} cannot be read token by token; model=ttt_e2e and its baselines, and hope, can"
+        raise UserError(text, key=str(found.path), seen=type(model).__name__)
+    return model

@@ -1,0 +1,109 @@
+"""`nested generate`: reads, learns, writes on, and keeps its state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nested.cli import main
+from nested.config import compose
+from nested.export import export
+from nested.run import run
+
+TINY = [
+    "stream=text", "stream.length=16", "stream.n_train=8", "stream.n_validation=2", "stream.n_test=2", "tracking=off",
+    "trainer.progress=false", "trainer.epochs=1", "trainer.batch_size=4", "optim=adamw", "trainer.allow_idle=true",
+]  # fmt: skip
+TTT_E2E = [
+    "model=ttt_e2e", "model.width=16", "model.hidden=16", "model.depth=2", "model.mixer.window=8", "levels=reading",
+    "levels.reading.chunk_tokens=4", "levels.reading.eta_warmup_steps=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a tiny model."""
+    root = tmp_path_factory.mktemp("language")
+    (root / "texts" / "one").mkdir(parents=True)
+    for i in range(6):
+        (root / "texts" / "one" / f"{i}.txt").write_text("a text of some words, again and again; " * 8)
+    config = compose([*TINY, *TTT_E2E, f"stream.path={root / 'texts'}", f"runs={root / 'runs'}"])
+    return export(run(config).path, None, root / "export")
+
+
+def generated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    with pytest.raises(SystemExit) as end:
+        main(["generate", *arguments, "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert end.value.code == 0, found
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(["generate", *arguments])
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_it_reads_a_file_and_a_prompt_and_learns_from_its_own_text(folder, capsys, tmp_path) -> None:
+    (tmp_path / "text.bin").write_bytes(bytes(range(128, 150)))  # not UTF-8: bytes are bytes
+    found = generated(capsys, str(folder), "--file", str(tmp_path / "text.bin"), "--prompt", "abc", "--tokens", "9")
+    assert found["tokens_read"] == 22 + 3 + 9
+    assert found["updates"] == (22 + 3 + 9 - 1) // 4
+    assert found["shift_norm"][0] > 0
+    frozen = generated(capsys, str(folder), "--prompt", "abcdefgh", "--frozen")
+    assert frozen["updates"] == 0
+    assert frozen["shift_norm"] == [0.0]
+
+
+def test_equal_seeds_write_equal_texts_and_samples_differ(folder, capsys) -> None:
+    ask = (str(folder), "--prompt", "a text", "--tokens", "20", "--samples", "2")
+    one, two = generated(capsys, *ask), generated(capsys, *ask)
+    assert one["texts"] == two["texts"]
+    assert one["texts"][0] != one["texts"][1]
+    assert generated(capsys, *ask, "--seed", "1")["texts"] != one["texts"]
+
+
+def test_a_saved_state_goes_on_where_it_stood(folder, capsys, tmp_path) -> None:
+    state = str(tmp_path / "state.safetensors")
+    likeliest = ("--temperature", "0", "--tokens")
+    whole = generated(capsys, str(folder), "--prompt", "a text of", *likeliest, "20")
+    first = generated(capsys, str(folder), "--prompt", "a text of", *likeliest, "8", "--state-out", state)
+    second = generated(capsys, str(folder), "--state-in", state, *likeliest, "12")
+    assert first["texts"][0] + second["texts"][0] == whole["texts"][0]
+    assert second["tokens_read"] == whole["tokens_read"]
+    several = generated(capsys, str(folder), "--state-in", state, *likeliest, "12", "--samples", "3")
+    assert several["texts"] == second["texts"] * 3
+
+
+def test_updates_that_were_kept_can_be_undone(folder, capsys, tmp_path) -> None:
+    state = str(tmp_path / "state.safetensors")
+    generated(capsys, str(folder), "--prompt", "a text of words", "--tokens", "0", "--state-out", state, "--keep", "3")
+    undone = generated(capsys, str(folder), "--state-in", state, "--undo", "2", "--tokens", "0")
+    assert undone["tokens_read"] == 5  # 15 were read: updates after 4, 8 and 12
+    assert "3 states are kept" in refused(capsys, str(folder), "--state-in", state, "--undo", "3")
+
+
+def test_reading_moves_the_weights_no_further_than_asked(folder, capsys) -> None:
+    found = generated(capsys, str(folder), "--prompt", "a text " * 20, "--tokens", "0", "--shift-norm", "0.01")
+    assert found["shift_norm"][0] == pytest.approx(0.01, rel=1e-4)
+
+
+def test_the_text_is_shown_as_it_is_written(folder, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", str(folder), "--prompt", "a", "--tokens", "5", "--temperature", "0"])
+    told = capsys.readouterr()
+    assert told.out.strip("\n")
+    assert "6 tokens read, 1 updates" in told.err
+
+
+def test_wrong_input_is_one_line(folder, capsys, tmp_path) -> None:
+    assert "give --prompt, --file or --state-in" in refused(capsys, str(folder))
+    assert "cannot be read" in refused(capsys, str(folder), "--file", str(tmp_path / "none"))
+    assert "temperature is at least 0" in refused(capsys, str(folder), "--prompt", "a", "--temperature", "-1")
+    config = compose(["model=mlp", "trainer.epochs=1", "tracking=off", "trainer.progress=false", f"runs={tmp_path}"])
+    images = export(run(config).path, None, tmp_path / "images")
+    assert "reads images or numbers" in refused(capsys, str(images), "--prompt", "a")

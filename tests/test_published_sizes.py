@@ -1,0 +1,68 @@
+"""The published shapes of TTT-E2E and its baselines: parameters and fast weights, counted without making them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nested.config import build, compose
+from nested.levels import assign_tokens, from_config, token_levels
+
+VOCABULARY = 128_256
+SIZES = {  # layers, width, heads, hidden of full attention, hidden and prime blocks of TTT-E2E, fast weights
+    "125m": (12, 768, 12, 2048, 1664, 3, 11_501_568),
+    "350m": (24, 1024, 16, 2816, 2304, 6, 42_467_328),
+    "760m": (24, 1536, 16, 4096, 3328, 6, 92_012_544),
+    "1b": (24, 2048, 32, 5376, 4352, 6, 160_432_128),
+    "3b": (32, 2560, 32, 6912, 5632, 8, 346_030_080),
+}
+sizes = pytest.mark.parametrize("size", SIZES)
+
+
+def model_of(recipe: str) -> tuple[nn.Module, int]:
+    """The model of a recipe on the meta device, and how many fast weights each of its sequences has."""
+    config = compose([f"recipe={recipe}"])
+    levels = tuple(token_levels(from_config(config.level_configs())))
+    of_text = {"sample_shape": (8192,), "n_outputs": VOCABULARY, "vocabulary": VOCABULARY, "per_position": True}
+    with torch.device("meta"):
+        model = build(config.model, "model", token_levels=levels, **of_text)
+    shapes = dict(model.named_parameters())
+    fast = [n for names in assign_tokens(levels, model).values() for n in names] if levels else []
+    return model, sum(shapes[n].numel() for n in fast)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def expected(layers: int, width: int, heads: int, hidden: int, prime: int) -> int:
+    """Embedding, final norm; four projections, head norms, four norms and an MLP a block; an MLP and two norms more."""
+    block = 4 * width**2 + 2 * (width // heads) + 4 * width + 3 * width * hidden
+    return VOCABULARY * width + width + layers * block + prime * (3 * width * hidden + 2 * width)
+
+
+@sizes
+def test_ttt_e2e_has_the_published_shape_and_fast_weights(size: str) -> None:
+    layers, width, heads, _, hidden, prime, wanted = SIZES[size]
+    model, fast = model_of(f"ttt_e2e_{size}")
+    assert fast == wanted == 3 * prime * width * hidden
+    assert parameters(model) == expected(layers, width, heads, hidden, prime)
+
+
+@sizes
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_window"])
+def test_baselines_have_the_published_shape_and_nearly_as_many_parameters(size: str, kind: str) -> None:
+    layers, width, heads, hidden, narrow, prime, _ = SIZES[size]
+    model, fast = model_of(f"{kind}_{size}")
+    assert fast == 0
+    assert parameters(model) == expected(layers, width, heads, hidden, 0)
+    assert parameters(model) == pytest.approx(expected(layers, width, heads, narrow, prime), rel=0.02)
+
+
+def test_the_mlps_of_the_760m_shape_are_as_published() -> None:
+    counts = [
+        sum(p.numel() for n, p in model_of(f"{kind}_760m")[0].named_parameters() if ".mlp." in n)
+        for kind in ("full_attention", "ttt_e2e")
+    ]
+    assert [round(c / 1e6, 1) for c in counts] == [453.0, 460.1]
