@@ -1,0 +1,194 @@
+"""Does a language model that learns while it reads keep gaining beyond its window? TTT-E2E against its controls.
+
+Bytes of the Python standard library (a directory of texts of your own: --data DIR), judged on files that were not
+trained on: 64 sequences of 512 bytes, 8 windows of 64. Four blocks of width 128 and about 0.8 million parameters, the
+last block with a prime MLP where the arm has one; chunks of 16 bytes, inner rate 1, clipped. Arms, all trained alike:
+
+    end-to-end      the outer gradient passes every update (TTT-E2E)
+    first order     it passes none
+    off             no update in training: read without (a sliding window) and with updates at five inner rates (naive)
+    full            full attention
+    sliding+, full+ the sliding window and full attention for as many seconds as end-to-end takes, not as many steps
+    others          hybrid 5:1 (six thinner blocks), Mamba-2, Gated DeltaNet, TTT-Linear, TTT-MLP, and attention with a
+                    pruned cache of 64 tokens (StreamingLLM, H2O)
+
+The outer rate of each arm is the best of three on a third of the steps with seed 0, judged on validation sequences that
+are not those of the result. Then seeds 1 to 3 for the first four arms and the two at equal seconds, seed 1 for the
+others. All differences are paired by sequence, and shown by window.
+
+"Keeps learning beyond the window" means: the gain over the same weights with updates off grows for three windows.
+
+Budget: two hours of two cores; resumed cell by cell from reports/ttt_e2e.jsonl. Figure: reports/ttt_e2e.png.
+Run: .venv/bin/python experiments/ttt_e2e.py [--data DIR] [WORKERS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import compute
+
+OUT = Path("reports/ttt_e2e.jsonl")
+WINDOW, CHUNK, LENGTH, BATCH, STEPS, JUDGED = 64, 16, 512, 8, 600, 64
+RATES = [1.5e-3, 3e-3, 6e-3]
+NAIVE = [0.1, 0.3, 1.0, 3.0, 10.0]
+SHORT = STEPS // 3  # of a cell that chooses a rate
+MORE = {
+    "sliding+": ("off", 1.6),
+    "full+": ("full", 1.3),
+}  # steps that take as long as end-to-end's; measured beforehand
+MAIN = ["end-to-end", "first order", "off", "full"]
+OTHERS = ["hybrid", "Mamba-2", "Gated DeltaNet", "TTT-Linear", "TTT-MLP", "StreamingLLM", "H2O"]
+SEEDS = {**dict.fromkeys([*MAIN, *MORE], (1, 2, 3)), **dict.fromkeys(OTHERS, (1,))}
+MEMORY = "nested.memory."
+ARMS: dict[str, dict[str, Any]] = {
+    "end-to-end": {"prime": 1, "hidden": 256},
+    "first order": {"prime": 1, "hidden": 256, "inner": "first_order"},
+    "off": {"prime": 1, "hidden": 256, "inner": "off"},
+    "full": {"hidden": 320, "window": None},
+    "hybrid": {"hidden": 172, "depth": 6, "other": {"_target_": f"{MEMORY}window_attention.WindowAttention"}},
+    "Mamba-2": {"hidden": 190, "mixer": {"_target_": f"{MEMORY}mamba2.Mamba2", "key_size": 64}},
+    "Gated DeltaNet": {"hidden": 142, "mixer": {"_target_": f"{MEMORY}gated_delta_net.GatedDeltaNet"}},
+    "TTT-Linear": {"hidden": 308, "mixer": {"_target_": f"{MEMORY}ttt.TTTLinear"}},
+    "TTT-MLP": {"hidden": 230, "mixer": {"_target_": f"{MEMORY}ttt.TTTMLP"}},
+    "StreamingLLM": {
+        "hidden": 320, "mixer": {"_target_": f"{MEMORY}pruned_attention.StreamingAttention", "budget": WINDOW},
+    },
+    "H2O": {"hidden": 320, "mixer": {"_target_": f"{MEMORY}pruned_attention.HeavyHitterAttention", "budget": WINDOW}},
+}  # fmt: skip
+Cell = tuple[str, float, int, int]  # arm, outer rate, seed, steps
+
+
+def model_of(arm: str) -> Any:
+    """The arm's model; those with a prime MLP have the level that reads with it."""
+    from nested.levels import Level
+    from nested.signature import build
+
+    given = dict(ARMS[MORE[arm][0] if arm in MORE else arm])
+    window = {"_target_": f"{MEMORY}window_attention.WindowAttention", "window": given.pop("window", WINDOW)}
+    levels = (reading(Level),) if "prime" in given else ()
+    return build(
+        {"_target_": "nested.models.language.LanguageModel", "mixer": window, "width": 128, "depth": 4, "heads": 4,
+         **given},
+        "model", sample_shape=(LENGTH,), n_outputs=256, vocabulary=256, per_position=True, token_levels=levels,
+    )  # fmt: skip
+
+
+def reading(level: Any, eta: float = 1.0) -> Any:
+    """The level of the prime MLPs; its rate warms up over a third of the steps."""
+    return level("reading", ("*.prime.mlp.*",), CHUNK, "token", gather="mean", eta=eta, clip_norm=1.0,
+                 eta_warmup_steps=STEPS // 3)  # fmt: skip
+
+
+def trained(cell: Cell, train: Any) -> tuple[Any, float, float]:
+    """The model after its steps on bytes, in evaluation mode; the mean loss of the last 50 steps; seconds."""
+    import torch
+
+    from nested.sequences.text import windows
+
+    arm, rate, seed, steps = cell
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model = model_of(arm)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    draw = torch.Generator().manual_seed(seed)
+    begun, lost = time.perf_counter(), []
+    for step in range(steps):
+        model.step = step
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.4)
+        tokens = windows(train, LENGTH + 1, BATCH, draw)
+        loss = model.nll(tokens[:, :-1], tokens[:, 1:]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        lost.append(loss.item())
+    return model.eval(), float(np.mean(lost[-50:])), time.perf_counter() - begun
+
+
+def one(cell: Cell, data: str | None) -> dict[str, Any]:
+    """Train one model; bits per byte of each judged sequence and window, in every way in which it can be read."""
+    arm, rate, seed, steps = cell
+    train, judged = texts(data)
+    model, last, seconds = trained(cell, train)
+    part = 0 if steps == SHORT else 1  # rates are chosen on other sequences than results are read from
+    ways = {name: by_window(model, placed(judged, part), eta) for name, eta in ways_of(arm).items()}
+    about = {"arm": arm, "rate": rate, "seed": seed, "steps": steps, "seconds": seconds}
+    return {**about, "parameters": sum(p.numel() for p in model.parameters()), "train": last, "windows": ways}
+
+
+def ways_of(arm: str) -> dict[str, float | None]:
+    """Name -> inner rate with which the model is read; None: no level learns."""
+    if "prime" not in ARMS[MORE[arm][0] if arm in MORE else arm]:
+        return {"frozen": None}
+    if arm in ("end-to-end", "first order"):
+        return {"frozen": None, "reading": 1.0}
+    return {"frozen": None, **{f"eta {eta:g}": eta for eta in NAIVE}}
+
+
+def by_window(model: Any, tokens: Any, eta: float | None) -> list[list[float]]:
+    """Bits per byte, (sequences, windows)."""
+    import torch
+
+    from nested.levels import Level
+
+    if eta is not None:
+        model.levels = (reading(Level, eta),)
+    with torch.no_grad():
+        found = [model.nll(t[:, :-1], t[:, 1:], frozen=eta is None) for t in tokens.split(16)]
+    bits = torch.cat(found).unflatten(1, (-1, WINDOW)).mean(-1) / math.log(2)
+    return [[round(float(b), 5) for b in row] for row in bits]
+
+
+def texts(data: str | None) -> tuple[Any, Any]:
+    """(bytes to train on, bytes to judge on)."""
+    from nested.sequences import text
+
+    domains = text.folders(Path(data)) if data else text.standard_library()
+    return text.parts([file for files in domains.values() for file in files])
+
+
+def placed(text: Any, part: int) -> Any:
+    """Sequences evenly spread over one half of the text, (64, T + 1)."""
+    import torch
+
+    half = len(text) // 2
+    first = torch.linspace(0, half - LENGTH - 2, JUDGED).long() + part * half
+    return text[first.unsqueeze(1) + torch.arange(LENGTH + 1)].long()
+
+
+def said(row: dict[str, Any]) -> str:
+    ways = {name: float(np.mean(bits)) for name, bits in row["windows"].items()}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in ways.items())
+    return f"{row['arm']} {row['rate']:g} seed {row['seed']}, {row['steps']} steps: {shown}; {row['seconds']:.0f} s"
+
+
+def best(rows: list[dict[str, Any]], arm: str) -> float:
+    """The outer rate whose short run reads best, in the way that the arm is about."""
+    of_arm = [r for r in rows if r["arm"] == arm and r["steps"] == SHORT]
+    return min(of_arm, key=lambda r: min(float(np.mean(bits)) for bits in r["windows"].values()))["rate"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workers", nargs="?", type=int, default=2)
+    parser.add_argument("--data", help="a directory of texts; the standard library without it")
+    asked = parser.parse_args()
+    names = ("arm", "rate", "seed", "steps")
+    step = partial(compute, OUT, one=partial(one, data=asked.data), names=names, said=said, workers=asked.workers)
+    tried = [*MAIN, *OTHERS]
+    rows = step(cells=[(arm, rate, 0, SHORT) for arm in tried for rate in RATES])
+    rates = {arm: best(rows, arm) for arm in tried} | {arm: best(rows, of) for arm, (of, _) in MORE.items()}
+    steps = {arm: round(STEPS * share) for arm, (_, share) in MORE.items()}
+    cells = [(arm, rates[arm], seed, steps.get(arm, STEPS)) for arm, seeds in SEEDS.items() for seed in seeds]
+    step(cells=cells)
+
+
+if __name__ == "__main__":
+    main()
