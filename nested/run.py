@@ -20,6 +20,7 @@ from nested.metrics import METRICS
 from nested.plan import judged
 from nested.prepare import check, check_periods, prepare, rehearse
 from nested.provenance import describe, record_environment
+from nested.remarks import remarks
 from nested.result import Result
 from nested.rundir import SeedDir
 from nested.settings import Evaluate
@@ -132,6 +133,8 @@ def one_seed(
     if status == "done" and config.evaluate.gain:
         status, alone, problem = _alone(config, seed, path, learner.stream, say)
     summary = conclusion.summarise(config, seed, loop, result.run_id, status, alone)
+    for sentence in remarks(loop, summary) if status == "done" else ():
+        say(f"seed {seed}: {sentence}")
     conclusion.write_matrix(loop, alone, summary)
     if after_row is None:
         conclusion.draw_matrix(directory)  # a trial's is drawn by whoever wants to see it
