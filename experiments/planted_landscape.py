@@ -9,7 +9,7 @@ validation data without noise.
 
 For every period the least loss over a grid of rates; then, for ten seeds of the sampler, a study of 40 trials through
 `nested tune` (TPE), with every trial to its end and with the median pruner from the first experience on. Cells on file
-are not made again. Five minutes of one core.
+are not made again. Half a minute of a core for a study, beside other work.
 Run: .venv/bin/python experiments/planted_landscape.py [WORKERS]
 """
 
