@@ -221,8 +221,10 @@ class _Loop:
             nll, carry = self.loss(state.fast, state.carry, chunk)
             return nll, replace(state, carry=carry, tick=tick), self.finite(nll)
         nll, carry, grads = self._gradients(state, chunk, outer)
-        gathered = {n: held + grads[n] for n, held in state.gathered.items()}
-        fast = dict(state.fast)
+        gathered, fast = dict(grads), dict(state.fast)
+        for level in self.levels:
+            if state.tick % level.period:  # since its last update it has gathered
+                gathered.update({n: state.gathered[n] + grads[n] for n in self.members[level.name]})
         for level in self.levels:
             if due(level, tick):
                 self._learn(level, tick, fast, gathered)
@@ -255,14 +257,18 @@ class _Loop:
         if level.reset and slower is not None and due(slower, tick):
             fast.update({n: self.start[n].expand(fast[n].shape) for n in names})
             return
-        grads = {n: g / level.period for n, g in sums.items()} if level.gather == "mean" else sums
-        grads = grads if level.clip_norm is None else _clipped(grads, level.clip_norm)
         cut = self._cuts(level, tick % slower.period if level.reset and slower else tick)
-        for n in names:
-            fast[n] = fast[n] - self.eta[level.name] * grads[n]
+        share = 1 / level.period if level.gather == "mean" else 1.0
+        rate = self.eta[level.name] * share
+        if level.clip_norm is None:
+            fast.update({n: torch.sub(fast[n], g, alpha=rate) for n, g in sums.items()})
+        else:
+            scale = -rate * _clip(sums, level.clip_norm / share)
+            fast.update({n: torch.addcmul(fast[n], g, _beside(scale, g)) for n, g in sums.items()})
         if level.shift_norm is not None:
-            shifts = _clipped({n: fast[n] - self.start[n] for n in names}, level.shift_norm)
-            fast.update({n: self.start[n] + shift for n, shift in shifts.items()})
+            shifts = {n: fast[n] - self.start[n] for n in names}
+            scale = _clip(shifts, level.shift_norm)
+            fast.update({n: torch.addcmul(self.start[n], d, _beside(scale, d)) for n, d in shifts.items()})
         if cut:
             fast.update({n: _attached(fast[n], self.start[n]) for n in names})
 
@@ -360,13 +366,18 @@ def _check_state(loop: _Loop, state: FastState, tokens: Tensor) -> None:
                 raise UserError(text, key="state", seen=str(seen), allowed=str(wanted))
 
 
-def _clipped(grads: Weights, limit: float) -> Weights:
-    """Each sequence's gradients, scaled so that their common norm is at most `limit`; differentiable at zero too."""
-    squares = sum(g.square().flatten(1).sum(1) for g in grads.values())  # (B,)
+def _clip(grads: Weights, limit: float) -> Tensor:
+    """(B,): what makes the common norm of each sequence's gradients at most `limit`; differentiable at zero too."""
+    norms = [torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))) for g in grads.values()]  # (B,) each
+    squares = sum(norm.square() for norm in norms)
     assert isinstance(squares, Tensor)
     over = squares > limit**2
-    scale = torch.where(over, limit * torch.where(over, squares, 1.0).rsqrt(), 1.0)  # (B,)
-    return {n: g * scale.view(-1, *(1,) * (g.ndim - 1)) for n, g in grads.items()}
+    return torch.where(over, limit * torch.where(over, squares, 1.0).rsqrt(), 1.0)
+
+
+def _beside(scale: Tensor, weights: Tensor) -> Tensor:
+    """A number for each sequence, (B,), in the dimensions of its weights (B, *shape)."""
+    return scale.view(-1, *(1,) * (weights.ndim - 1))
 
 
 def _attached(value: Tensor, start: Tensor) -> Tensor:
