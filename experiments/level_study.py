@@ -4,9 +4,10 @@ Hope-Attention (two blocks, each a chain of L levels) on split and permuted digi
 on MNIST from a data directory. Three steps, each resumed cell by cell from reports/level_study/:
 1. rate: the base rate of an ordinary network, on validation data of tuning orders;
 2. sweep: levels L x shortest period p x rate of the levels, on the same; level l learns every p 4^l steps;
-3. contest: the best cell of the sweep with a period above 1 against the controls, on ten fresh orders and test data, on
-   digits at three to five rates (a quarter to four times the base rate), so that forgetting is compared at equal
-   learning accuracy. MNIST takes the levels that were best on digits.
+3. contest: the best cell of the sweep with a period above 1 against the controls, on ten fresh orders and test data, at
+   three to five rates (a quarter to four times the base rate), so that forgetting is compared at equal learning
+   accuracy. MNIST takes the levels that were best on digits, and has three rates for the levels, the same drift and the
+   ordinary network, one for the other controls.
 
 Controls: every level at period 1 with the same drift (rate / period); the levels as one, at equal updates; an ordinary
 network (period 1, equal FLOPs); levels that never learn; levels frozen after the first experience; averages of the
@@ -43,7 +44,7 @@ FOLDER = Path("reports/level_study")
 TUNING, ORDERS = [100, 101, 102], list(range(10))
 RATES = [3e-4, 1e-3, 3e-3, 1e-2]
 FACTORS = [0.25, 0.5, 1.0, 2.0, 4.0]
-FINE = ("levels", "same drift", "ordinary")  # arms that are run at every rate, the others at every second one
+FINE = ("levels", "same drift", "ordinary")  # arms that are run at more rates than the others
 LEVELS, PERIODS, SCALES, RATIO = [1, 2, 3], [1, 4, 16], [0.25, 1.0, 4.0], 4
 RELEARN = [0, 1, 2, 4, 8, 16, 32]  # steps on the first experience after the last
 COMMON = [
@@ -221,8 +222,16 @@ def contest_cells(data: str, scenario: str, rate: float, best: Cell) -> list[Cel
         cell("contest", data, scenario, arm, s, rate * f, extra, factor=f)
         for s in ORDERS
         for arm, extra in arms(best, capacity).items()
-        for f in ([1.0] if data == "mnist" else FACTORS if arm in FINE else FACTORS[::2])
+        for f in factors(data, arm)
     ]
+
+
+def factors(data: str, arm: str) -> list[float]:
+    """What the base rate is multiplied by; on MNIST only the levels and their two closest controls have several."""
+    fine = arm in FINE
+    if data == "mnist":
+        return FACTORS[::2] if fine else [1.0]
+    return FACTORS if fine else FACTORS[::2]
 
 
 def replay_capacity(data: str, best: Cell) -> int:

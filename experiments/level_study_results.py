@@ -25,7 +25,7 @@ def at_equal_learning(rows: list[Cell], arm: str, other: str) -> list[float]:
     """Per order, forgetting of `arm` at the base rate minus that of `other` where it has learned as much.
 
     Between two rates of `other` its forgetting is interpolated; beyond them that of the nearest one is taken. Where
-    there is one rate (MNIST) this is the difference at that rate.
+    it has one rate (most arms on MNIST) this is the difference to its run at that rate.
     """
     found = []
     for seed in ORDERS:

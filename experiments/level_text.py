@@ -4,10 +4,13 @@ Five packages of the standard library, one after the other (a directory of texts
 one subject). A byte-level causal Hope-Attention, two blocks of width 48, 3 levels; bits per byte on files that were not
 trained on, after each subject. Lower is better, so forgetting is a rise. Arms: an ordinary network; levels every 4, 16
 and 64 steps; the same drift at every step; levels that never learn; an average of the weights (EMA, decay 1 - 1/64);
-Lookahead 16; and a level on the token clock (fast weights every 16 bytes read, inner rate 0.1), alone and with the slow
-levels. Each arm at two rates, five orders of subjects, paired.
+Lookahead 16; uniform replay of as many bytes as the gradients that the levels gather (as many old sequences as new ones
+at each step, so twice the FLOPs); and a level on the token clock (fast weights every 16 bytes read, inner rate 0.1),
+alone and with the slow levels. Each arm's rate is that of its best final loss on one order of subjects, which is not
+judged; then five orders, paired; the ordinary network, the levels and the same drift at every rate, so that forgetting
+is compared at equal learning loss too. After the last subject the first is learned again for 32 steps (recovery).
 
-Budget: one hour of two cores; resumed cell by cell from reports/level_text.jsonl. Figure: reports/level_text.png.
+Budget: two hours of one core; resumed cell by cell from reports/level_text.jsonl. Figure: reports/level_text.png.
 Run: .venv/bin/python experiments/level_text.py [--data DIR] [WORKERS]
 """
 
@@ -27,7 +30,8 @@ from nested.report.inline import save_png
 
 OUT = Path("reports/level_text.jsonl")
 SUBJECTS = ["asyncio", "email", "multiprocessing", "tkinter", "xml"]
-RATES, ORDERS = [1e-3, 3e-3], range(5)
+RATES, TUNING, ORDERS = [1e-3, 3e-3, 1e-2], 0, range(1, 6)
+RELEARN = [0, 8, 32]  # steps on the first subject after the last
 STEPS, BATCH, LENGTH, JUDGED = 200, 8, 128, 64
 PERIODS = [4, 16, 64]
 FAST = {"params": "rest", "period_steps": 1}
@@ -58,12 +62,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "levels and reading": {**slow(), **READING},
 }
 AVERAGES = ("EMA 64", "Lookahead 16")  # of the ordinary network's weights, judged in their place
+REPLAY = "replay, equal bytes"
+NAMES = (*ARMS, *AVERAGES, REPLAY)
+FINE = ("ordinary", "levels", "same drift")  # at every rate
 METRICS = ("acc", "forgetting", "learning_acc")
 Cell = tuple[str, float, int]
 
 
-def one(cell: Cell, data: str | None) -> list[dict[str, Any]]:
-    """Train on every subject in the order of this seed; a row for each set of weights that is judged."""
+def one(cell: Cell, data: str | None) -> dict[str, Any]:
+    """Train on every subject in the order of this seed, then on the first again."""
     import torch
 
     from nested import metrics
@@ -90,22 +97,30 @@ def one(cell: Cell, data: str | None) -> list[dict[str, Any]]:
     judged = [(t[1], torch.Generator().manual_seed(i)) for i, t in enumerate(texts)]
     windows = [sample(text, JUDGED, draw) for text, draw in judged]
     draw = torch.Generator().manual_seed(seed)
-    rows: dict[str, list[list[float]]] = {}
-    record(rows, model, average, [windows[i] for i in order])
+    old = Replayed(capacity(model) if arm == REPLAY else 0, draw)
+    matrix = [bits(model, average, [windows[i] for i in order])]
+
+    def learn(position: int) -> None:
+        loss(model, old.beside(sample(texts[position][0], BATCH, draw))).backward()
+        optimizer.step()
+        average.step()
+
     for position in order:
         optimizer.start_experience(STEPS, STEPS * len(texts))
         for _ in range(STEPS):
-            loss(model, sample(texts[position][0], BATCH, draw)).backward()
-            optimizer.step()
-            average.step()
+            learn(position)
         optimizer.end_experience()
-        record(rows, model, average, [windows[i] for i in order])
-    found = []
-    for name, matrix in rows.items():
-        values = metrics.summarise(np.array(matrix[1:]), np.array(matrix[0]), lower_is_better=True)
-        about = {"arm": name, "of": arm, "rate": rate, "seed": seed, "seconds": time.perf_counter() - begun}
-        found.append({**about, **{k: values[k] for k in METRICS}, "matrix": matrix})
-    return found
+        old.keep()
+        matrix.append(bits(model, average, [windows[i] for i in order]))
+    optimizer.start_experience(RELEARN[-1], STEPS * len(texts) + RELEARN[-1])
+    recovery = []
+    for step in range(RELEARN[-1] + 1):
+        if step in RELEARN:
+            recovery += bits(model, average, [windows[order[0]]])
+        learn(order[0])
+    values = metrics.summarise(np.array(matrix[1:]), np.array(matrix[0]), lower_is_better=True)
+    found = {"arm": arm, "rate": rate, "seed": seed, "seconds": time.perf_counter() - begun}
+    return {**found, **{k: values[k] for k in METRICS}, "recovery": recovery, "matrix": matrix}
 
 
 def subjects(data: str | None) -> list[tuple[Any, Any]]:
@@ -149,24 +164,67 @@ class Average:
                     p.copy_(held)
 
 
-def record(rows: dict[str, list[list[float]]], model: Any, average: Average, windows: list[Any]) -> None:
-    """Bits per byte on every subject, with the model's weights (an average's, where there is one)."""
+def bits(model: Any, average: Average, windows: list[Any]) -> list[float]:
+    """Bits per byte on each of these, with the model's weights (an average's, where there is one)."""
     import torch
 
     kept = [p.detach().clone() for p in average.params]
     with torch.no_grad():
         for p, held in zip(average.params, average.held):
             p.copy_(held)
-        rows.setdefault(average.arm, []).append([loss(model, w).item() / np.log(2) for w in windows])
+        found = [loss(model, w).item() / np.log(2) for w in windows]
         for p, was in zip(average.params, kept):
             p.copy_(was)
+    return found
+
+
+class Replayed:
+    """Sequences of earlier subjects, kept uniformly, of which as many stand beside each batch as it has."""
+
+    def __init__(self, capacity: int, draw: Any):
+        from nested.methods.sample_memory import Reservoir
+
+        self.memory, self.draw = Reservoir(capacity), draw
+        self.seen: list[Any] = []
+        self.kept: list[int] = []
+
+    def beside(self, batch: Any) -> Any:
+        import torch
+
+        if not self.memory.capacity:
+            return batch
+        self.seen += batch
+        if not self.kept:
+            return batch
+        drawn = torch.randperm(len(self.kept), generator=self.draw)[: len(batch)]
+        return torch.cat([batch, torch.stack([self.seen[self.kept[i]] for i in drawn])])
+
+    def keep(self) -> None:
+        """At the end of a subject: offer what was read since the last."""
+        import torch
+
+        if self.memory.capacity:
+            new = torch.arange(self.memory.offered, len(self.seen))
+            self.memory.offer(new, new, self.draw)
+            self.kept = self.memory.kept().tolist()
+
+
+def capacity(model: Any) -> int:
+    """Sequences of bytes that take the memory of the float32 gradients which the slow levels gather."""
+    slow = sum(p.numel() for name, p in model.named_parameters() if ".continuum." in name)
+    return 4 * slow // (LENGTH + 1)
 
 
 def main(data: str | None, workers: int) -> None:
-    cells = [(arm, rate, seed) for seed in ORDERS for rate in RATES for arm in (*ARMS, *AVERAGES)]
-    rows = compute(OUT, cells, partial(one, data=data), ("of", "rate", "seed"), spoken, workers)
-    table(rows)
-    save_png(figure(rows), OUT.with_suffix(".png"))
+    def rows_of(cells: list[Cell]) -> list[dict[str, Any]]:
+        return compute(OUT, cells, partial(one, data=data), ("arm", "rate", "seed"), spoken, workers)
+
+    tuning = rows_of([(arm, rate, TUNING) for rate in RATES for arm in NAMES])
+    best = {arm: min((r for r in tuning if r["arm"] == arm), key=lambda r: r["acc"])["rate"] for arm in NAMES}
+    rows = rows_of([(arm, best[arm], seed) for seed in ORDERS for arm in NAMES])
+    rows += rows_of([(arm, x, seed) for seed in ORDERS for arm in FINE for x in RATES if x != best[arm]])
+    table(rows, best)
+    save_png(figure(rows, best), OUT.with_suffix(".png"))
 
 
 def spoken(row: dict[str, Any]) -> str:
@@ -178,51 +236,61 @@ def of(rows: list[dict[str, Any]], arm: str, rate: float) -> list[dict[str, Any]
     return [r for r in rows if r["arm"] == arm and r["rate"] == rate]
 
 
-def paired(rows: list[dict[str, Any]], arm: str, rate: float) -> list[float]:
-    """Forgetting of an arm minus that of the ordinary network at the same rate, order by order."""
-    base = {r["seed"]: r["forgetting"] for r in of(rows, "ordinary", rate)}
-    return [r["forgetting"] - base[r["seed"]] for r in of(rows, arm, rate) if r["seed"] in base]
+def at_equal_learning(rows: list[dict[str, Any]], arm: str, rate: float, other: str) -> list[float]:
+    """Order by order, forgetting of an arm minus that of `other` where its learning loss is the same.
+
+    Between the rates of `other` its forgetting is interpolated; beyond them that of the nearest is taken.
+    """
+    found = []
+    for row in of(rows, arm, rate):
+        points = sorted(
+            (r["learning_acc"], r["forgetting"]) for r in rows if r["arm"] == other and r["seed"] == row["seed"]
+        )
+        learned, lost = (np.array(values) for values in zip(*points))
+        found.append(row["forgetting"] - float(np.interp(row["learning_acc"], learned, lost)))
+    return found
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    """Each arm at its rate of the best final loss, and its paired difference to the ordinary network at that rate."""
+def table(rows: list[dict[str, Any]], best: dict[str, float]) -> None:
+    """Markdown: each arm at its best rate, and its forgetting minus that of two others at equal learning loss."""
     from nested.metrics import interval
 
-    print("bits per byte at each arm's best rate; difference in forgetting to the ordinary network at the same rate")
-    for arm in (*ARMS, *AVERAGES):
-        rate = min(RATES, key=lambda x: np.mean([r["acc"] for r in of(rows, arm, x)] or [np.inf]))
-        if at := of(rows, arm, rate):
-            mean, half = (np.nan if v is None else v for v in interval(paired(rows, arm, rate)))
-            values = "  ".join(f"{k} {np.mean([r[k] for r in at]):.3f}" for k in METRICS)
-            print(f"{arm:20} rate {rate:g}  {values}   {mean:+.3f} +- {half:.3f}")
+    print("| arm | rate | learning loss | final loss | forgetting | minus ordinary | minus same drift | recovery |")
+    print("|---|---|---|---|---|---|---|---|")
+    for arm, rate in best.items():
+        at = of(rows, arm, rate)
+        cells = [f"{np.mean([r[k] for r in at]):.3f}" for k in ("learning_acc", "acc", "forgetting")]
+        for other in ("ordinary", "same drift"):
+            mean, half = (np.nan if v is None else v for v in interval(at_equal_learning(rows, arm, rate, other)))
+            cells.append("" if other == arm else f"{mean:+.3f} +- {half:.3f}")
+        cells.append(", ".join(f"{x:.2f}" for x in np.mean([r["recovery"] for r in at], 0)))
+        print(f"| {arm} | {rate:g} | {' | '.join(cells)} |")
 
 
 @drawn
-def figure(rows: list[dict[str, Any]]) -> Any:
-    """Forgetting against learning loss, a line through each arm's rates; and the arms' paired differences."""
+def figure(rows: list[dict[str, Any]], best: dict[str, float]) -> Any:
+    """Forgetting against learning loss, a line through the rates of an arm; and differences at equal learning loss."""
     from matplotlib.figure import Figure
 
     from nested.metrics import interval
 
-    shown = Figure(figsize=(11, 4.6), layout="constrained")
+    shown = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = shown.subplots(1, 2)
-    arms = (*ARMS, *AVERAGES)
-    for slot, arm in enumerate(arms):
-        means = [[np.mean([r[k] for r in of(rows, arm, x)] or [np.nan]) for x in RATES] for k in METRICS]
-        left.plot(means[2], means[1], color=colour(slot))
-        for i, rate in enumerate(RATES):
-            style: dict[str, Any] = {"color": colour(slot), "marker": marker(slot), "mfc": ["white", colour(slot)][i]}
-            left.plot(means[2][i], means[1][i], markersize=8, linestyle="none", label=arm if i else None, **style)
-            mean, half = interval(paired(rows, arm, rate))
-            if mean is not None and arm != "ordinary":
-                right.errorbar(mean, slot - 0.15 + 0.3 * i, xerr=half, capsize=3, **style)
-    left.set_xlabel(f"learning loss, bits per byte (left is better; hollow: rate {RATES[0]:g})")
+    for slot, arm in enumerate(NAMES):
+        rates = RATES if arm in FINE else [best[arm]]
+        means = [[np.mean([r[k] for r in of(rows, arm, x)]) for x in rates] for k in METRICS]
+        style: dict[str, Any] = {"color": colour(slot), "marker": marker(slot), "markersize": 7, "label": arm}
+        left.plot(means[2], means[1], **style)
+        if arm != "ordinary":
+            mean, half = interval(at_equal_learning(rows, arm, best[arm], "ordinary"))
+            right.errorbar(mean, slot, xerr=half, capsize=3, linestyle="none", **{**style, "label": None})
+    left.set_xlabel("learning loss, bits per byte (left is better)")
     left.set_ylabel("forgetting, bits per byte (down is better)")
     right.axvline(0, color=MUTED, linewidth=0.8)
-    right.set_yticks(range(1, len(arms)), arms[1:])
+    right.set_yticks(range(1, len(NAMES)), NAMES[1:])
     right.invert_yaxis()
-    right.set_xlabel("forgetting minus the ordinary network's, paired, 95 percent intervals")
-    shown.legend(loc="outside lower center", ncols=4)
+    right.set_xlabel("forgetting minus the ordinary network's at equal learning loss, paired, 95 percent intervals")
+    shown.legend(loc="outside lower center", ncols=5)
     return shown
 
 
