@@ -369,8 +369,7 @@ def _check_state(loop: _Loop, state: FastState, tokens: Tensor) -> None:
 def _clip(grads: Weights, limit: float) -> Tensor:
     """(B,): what makes the common norm of each sequence's gradients at most `limit`; differentiable at zero too."""
     norms = [torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))) for g in grads.values()]  # (B,) each
-    squares = sum(norm.square() for norm in norms)
-    assert isinstance(squares, Tensor)
+    squares = torch.stack(norms).square().sum(0)
     over = squares > limit**2
     return torch.where(over, limit * torch.where(over, squares, 1.0).rsqrt(), 1.0)
 
