@@ -35,6 +35,7 @@ import numpy as np
 from cells import compute
 
 OUT = Path("reports/ttt_e2e.jsonl")
+KEPT = Path("runs/ttt_e2e")  # weights that the other experiments read with, and where they are
 WINDOW, CHUNK, LENGTH, BATCH, STEPS, JUDGED = 64, 16, 512, 8, 600, 64
 RATES = [1.5e-3, 3e-3, 6e-3]
 NAIVE = [0.1, 0.3, 1.0, 3.0, 10.0]
@@ -107,6 +108,21 @@ def trained(cell: Cell, train: Any) -> tuple[Any, float, float]:
         optimizer.step()
         lost.append(loss.item())
     return model.eval(), float(np.mean(lost[-50:])), time.perf_counter() - begun
+
+
+def trained_once(cell: Cell, train: Any) -> Any:
+    """As `trained`, with the weights kept for the next who asks for this model."""
+    import torch
+
+    arm, rate, seed, steps = cell
+    file = KEPT / f"{arm}-{rate:g}-{seed}-{steps}.pt"
+    if not file.exists():
+        model = trained(cell, train)[0]
+        KEPT.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), file)
+    model = model_of(arm).eval()
+    model.load_state_dict(torch.load(file))
+    return model
 
 
 def one(cell: Cell, data: str | None) -> dict[str, Any]:

@@ -49,10 +49,11 @@ def model_of(reads: bool, window: int | None = WINDOW, **switches: Any) -> Any:
     )  # fmt: skip
 
 
-def flat(arm: str) -> dict[str, Any]:
+def flat(cell: tuple[str]) -> dict[str, Any]:
     """Median seconds per token at each context, and of the rounds' ratios of the longest to the shortest."""
     import torch
 
+    (arm,) = cell
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = model_of(arm == "TTT-E2E", WINDOW if arm != "full attention" else None).eval()
@@ -121,7 +122,7 @@ def said_memory(row: dict[str, Any]) -> str:
 
 def main() -> None:
     arms = [(arm,) for arm in ("TTT-E2E", "sliding window", "full attention")]
-    compute(OUT, arms, lambda cell: flat(*cell), ("arm",), said_flat)
+    compute(OUT, arms, flat, ("arm",), said_flat)
     cells = [(switch, tokens) for tokens in CONTEXTS for switch in SWITCHES]
     compute(OUT.with_stem("ttt_e2e_memory"), cells, memory, ("switch", "tokens"), said_memory)
 

@@ -5,7 +5,7 @@ Measured are the bits that the six digits then cost, minus their cost where anot
 having read the needle saves, paired over 64 haystacks. Within the window attention can copy; beyond it what was
 learned can. The paper's own retrieval beyond the window is nil (arXiv 2512.23675, on S-NIAH).
 
-Budget: fifteen minutes of one core (it trains the end-to-end model of ttt_e2e.py).
+Budget: fifteen minutes of one core (it trains the end-to-end model of ttt_e2e.py, if none is kept).
 Numbers: reports/ttt_e2e_needle.json.
 Run: .venv/bin/python experiments/ttt_e2e_needle.py [--data DIR]
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from cells import put, read
-from ttt_e2e import JUDGED, LENGTH, STEPS, WINDOW, placed, texts, trained
+from ttt_e2e import JUDGED, LENGTH, STEPS, WINDOW, placed, texts, trained_once
 
 OUT = Path("reports/ttt_e2e_needle.json")
 DISTANCES = [WINDOW // 2, WINDOW, 2 * WINDOW, 4 * WINDOW, 7 * WINDOW]  # bytes from the needle's end to its question
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--data", help="a directory of texts; the standard library without it")
     train, judged = texts(parser.parse_args().data)
     rows = read(OUT)
-    model, _, _ = trained(("end-to-end", RATE, SEED, STEPS), train)
+    model = trained_once(("end-to-end", RATE, SEED, STEPS), train)
     for distance in DISTANCES:
         for frozen in (False, True):
             row = {"distance": distance, "frozen": frozen, **saved(model, judged, distance, frozen)}
