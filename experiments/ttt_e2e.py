@@ -34,6 +34,9 @@ from typing import Any
 import numpy as np
 from cells import compute
 
+from nested.report.drawing import MUTED, colour, drawn, marker
+from nested.report.inline import save_png
+
 OUT = Path("reports/ttt_e2e.jsonl")
 KEPT = Path("runs/ttt_e2e")  # weights that the other experiments read with, and where they are
 WINDOW, CHUNK, LENGTH, BATCH, STEPS, JUDGED = 64, 16, 512, 8, 600, 64
@@ -44,6 +47,7 @@ MORE = {"sliding+": ("off", 1.8), "full+": ("full", 1.95)}  # steps in the secon
 MAIN = ["end-to-end", "first order", "off", "full"]
 OTHERS = ["hybrid", "Mamba-2", "Gated DeltaNet", "TTT-Linear", "TTT-MLP", "StreamingLLM", "H2O"]
 SEEDS = {**dict.fromkeys([*MAIN, *MORE], (1, 2, 3)), **dict.fromkeys(OTHERS, (1,))}
+GAINS = ("end-to-end", "first order", "naive")  # read with updates
 MEMORY = "nested.memory."
 ARMS: dict[str, dict[str, Any]] = {
     "end-to-end": {"prime": 1, "hidden": 256},
@@ -131,7 +135,7 @@ def one(cell: Cell, data: str | None) -> dict[str, Any]:
     train, judged = texts(data)
     model, last, seconds = trained(cell, train)
     part = 0 if steps == SHORT else 1  # rates are chosen on other sequences than results are read from
-    ways = {name: by_window(model, placed(judged, part), eta) for name, eta in ways_of(arm).items()}
+    ways = {name: read_by_window(model, placed(judged, part), eta) for name, eta in ways_of(arm).items()}
     about = {"arm": arm, "rate": rate, "seed": seed, "steps": steps, "seconds": seconds}
     return {**about, "parameters": sum(p.numel() for p in model.parameters()), "train": last, "windows": ways}
 
@@ -145,7 +149,7 @@ def ways_of(arm: str) -> dict[str, float | None]:
     return {"frozen": None, **{f"eta {eta:g}": eta for eta in NAIVE}}
 
 
-def by_window(model: Any, tokens: Any, eta: float | None) -> list[list[float]]:
+def read_by_window(model: Any, tokens: Any, eta: float | None) -> list[list[float]]:
     """Bits per byte, (sequences, windows)."""
     import torch
 
@@ -155,8 +159,8 @@ def by_window(model: Any, tokens: Any, eta: float | None) -> list[list[float]]:
         model.levels = (reading(Level, eta),)
     with torch.no_grad():
         found = [model.nll(t[:, :-1], t[:, 1:], frozen=eta is None) for t in tokens.split(16)]
-    bits = torch.cat(found).unflatten(1, (-1, WINDOW)).mean(-1) / math.log(2)
-    return [[round(float(b), 5) for b in row] for row in bits]
+    by_window = torch.cat(found).unflatten(1, (-1, WINDOW)).mean(-1) / math.log(2)
+    return [[round(float(b), 5) for b in row] for row in by_window]
 
 
 def texts(data: str | None) -> tuple[Any, Any]:
@@ -200,7 +204,102 @@ def main() -> None:
     rates = {arm: best(rows, arm) for arm in tried} | {arm: best(rows, of) for arm, (of, _) in MORE.items()}
     steps = {arm: round(STEPS * share) for arm, (_, share) in MORE.items()}
     cells = [(arm, rates[arm], seed, steps.get(arm, STEPS)) for arm, seeds in SEEDS.items() for seed in seeds]
-    step(cells=cells)
+    rows = step(cells=cells)
+    print("\n".join(conclusions(rows)))
+    save_png(figure(rows), OUT.with_suffix(".png"))
+
+
+# -- what came out -----------------------------------------------------------------------------------------------------
+
+
+def bits(rows: list[dict[str, Any]], arm: str, way: str) -> Any:
+    """Bits per byte of an arm read in a way, mean over its seeds: (sequences, windows)."""
+    return np.mean([r["windows"][way] for r in rows if r["arm"] == arm], 0)
+
+
+def way_of(rows: list[dict[str, Any]], arm: str) -> str:
+    """How the arm is read: what trains with updates, with them; naive is "off" with updates, at what is best here."""
+    if arm in ("end-to-end", "first order"):
+        return "reading"
+    if arm == "naive":
+        return min((f"eta {eta:g}" for eta in NAIVE), key=lambda way: bits(rows, "off", way).mean())
+    return "frozen"
+
+
+def read_as(rows: list[dict[str, Any]], arm: str) -> Any:
+    """(sequences, windows) of an arm, or of "naive", which is the arm "off" read with updates."""
+    return bits(rows, "off" if arm == "naive" else arm, way_of(rows, arm))
+
+
+def conclusions(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: every arm against the sliding window; the share of the way to full attention; the gain by window."""
+    from nested.metrics import paired
+
+    lines = ["| arm | outer rate | bits per byte | minus sliding window, paired by sequence | minus end-to-end |"]
+    lines.append("|---|---|---|---|---|")
+    ours, sliding = read_as(rows, "end-to-end").mean(1), read_as(rows, "off").mean(1)
+    for arm in ["end-to-end", "first order", "off", "naive", "full", *MORE, *OTHERS]:
+        mine = read_as(rows, arm).mean(1)
+        rate = next(r["rate"] for r in rows if r["arm"] == ("off" if arm == "naive" else arm))
+        differences = [paired(mine - other)[:2] if (mine != other).any() else None for other in (sliding, ours)]
+        shown = " | ".join("-" if d is None else f"{d[0]:+.3f} +- {d[1]:.3f}" for d in differences)
+        name = f"naive, {way_of(rows, arm)}" if arm == "naive" else arm
+        lines.append(f"| {name} | {rate:g} | {mine.mean():.3f} | {shown} |")
+    for other, names in (("matched steps", ("off", "full")), ("matched seconds", tuple(MORE))):
+        low, high = (read_as(rows, name).mean(1) for name in names)
+        share, (least, most) = closed(low, ours, high)
+        lines.append(f"at {other}, {share:.2f} of the way from {names[0]} to {names[1]} ({least:.2f} to {most:.2f})")
+    for arm in GAINS:
+        means, halves = gain(rows, arm)
+        shown = ", ".join(f"{m:+.3f} +- {h:.3f}" for m, h in zip(means, halves))
+        lines.append(f"{arm}: gain over updates off, by window: {shown}")
+    return lines
+
+
+def closed(low: Any, ours: Any, high: Any) -> tuple[float, tuple[float, float]]:
+    """Share of the distance from `low` to `high` that is closed, and its 95 percent interval over the sequences."""
+    share = (low - ours).mean() / (low - high).mean()
+    picks = np.random.default_rng(0).integers(len(low), size=(10_000, len(low)))
+    drawn = (low - ours)[picks].mean(1) / (low - high)[picks].mean(1)
+    least, most = np.percentile(drawn, (2.5, 97.5))
+    return float(share), (float(least), float(most))
+
+
+def gain(rows: list[dict[str, Any]], arm: str) -> tuple[Any, Any]:
+    """What updates save against the same weights without, by window: mean over sequences, half width, (windows,)."""
+    from nested.metrics import half_width
+
+    saved = bits(rows, "off" if arm == "naive" else arm, "frozen") - read_as(rows, arm)
+    return saved.mean(0), half_width(saved)
+
+
+@drawn
+def figure(rows: list[dict[str, Any]]) -> Any:
+    """The gain by window, and every arm's difference to the sliding window."""
+    from matplotlib.figure import Figure
+
+    from nested.metrics import paired
+
+    shown = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = shown.subplots(1, 2)
+    for slot, arm in enumerate(GAINS):
+        means, halves = gain(rows, arm)
+        place = np.arange(1, len(means) + 1) + 0.08 * (slot - 1)
+        left.errorbar(place, means, halves, color=colour(slot), marker=marker(slot), capsize=2, label=arm)
+    left.axhline(0, color=MUTED, linewidth=0.8)
+    left.set_xlabel(f"window of {WINDOW} bytes")
+    left.set_ylabel("bits per byte saved by updates, same weights")
+    left.legend()
+    sliding = read_as(rows, "off").mean(1)
+    arms = ["end-to-end", "first order", "naive", "full", *MORE, *OTHERS]
+    for row, arm in enumerate(arms):
+        mean, half, _ = paired(read_as(rows, arm).mean(1) - sliding)
+        right.errorbar(mean, row, xerr=half, fmt="o", color=colour(0 if arm == "end-to-end" else 1), capsize=2)
+    right.set_yticks(range(len(arms)), arms)
+    right.invert_yaxis()
+    right.axvline(0, color=MUTED, linewidth=0.8)
+    right.set_xlabel("bits per byte minus the sliding window's (left is better), 95 percent")
+    return shown
 
 
 if __name__ == "__main__":
