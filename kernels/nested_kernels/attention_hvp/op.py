@@ -8,7 +8,7 @@ Shapes: B batch, T tokens (queries), N keys and values, H heads, K head size.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nested_kernels.attention_hvp.chunked import attention_hvp_chunked
 from nested_kernels.attention_hvp.reference import attention_hvp_reference, hidden
+from nested_kernels.backend import chosen
 
 Backend = Literal["auto", "reference", "chunked", "fused"]
 BLOCK = 64  # the fastest or near it on a CPU, for windows of 64 and 512 and without one, heads of 32 and 64
@@ -41,8 +42,7 @@ def attention_hvp(
     So are the chunked form's derivatives; an autocast around the differentiation reaches those of "reference".
     Raises ValueError that names the argument, what was seen and what is allowed.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"attention_hvp: backend is {backend!r}; allowed: {', '.join(get_args(Backend))}")
+    backend = cast(Backend, chosen("attention_hvp", backend, get_args(Backend)))
     for name, length in (("window", window), ("block", block)):
         if length is not None and length < 1:
             raise ValueError(f"attention_hvp: {name} is {length}; 1 or more is allowed")

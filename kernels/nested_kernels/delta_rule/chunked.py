@@ -15,6 +15,7 @@ Shapes: G batch and heads, N chunks, C tokens of a chunk, B batch, T tokens, H h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nested_kernels.delta_rule.rule import Objective, Read, Rule, State, terms
+
+Recurrence = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as `read_chunks`
 
 
 class Chunks(NamedTuple):
@@ -62,35 +65,64 @@ def delta_rule_chunked(
     read: Read,
     initial: Tensor | None,
     chunk: int,
+    recurrence: Recurrence | None = None,
 ) -> tuple[Tensor, State]:
-    """As `delta_rule_reference`, in chunks of `chunk` tokens, or of `anchor` tokens where that is more than 1."""
+    """As `delta_rule_reference`, in chunks of `chunk` tokens, or of `anchor` tokens where that is more than 1.
+
+    What is left when open chunks, initial memories and objectives are folded into the operands is the recurrence of one
+    memory: `read_chunks`, or another one that does the same faster. The operands of another one may be of lower
+    precision than the state; what is folded into them here is computed in that of the state.
+    """
     erase, fit, value = terms(objective, rule)
     if anchor == 1:
         erase, fit = erase + fit, 0.0
         read = "cumulative" if read == "anchor" else read
-    (b, h, t, _), position = q.shape, state.position
+    t, position = q.shape[2], state.position
     memory, behind = state.memory, state.anchor
+    wide = memory.dtype
     ahead = None if behind is None else (behind - memory).mT  # (B, H, K, V) what the anchor has beyond the memory
     v = v if value == 1 else value * v
     if ahead is not None and fit:
-        v = _add_to_first(v, anchor - position, -fit * k[:, :, : anchor - position] @ ahead)
+        v = _add_to_first(v, anchor - position, -fit * k[:, :, : anchor - position].to(wide) @ ahead)
     if initial is not None:  # what decays towards the initial memory is the deviation from it
-        v = v - (erase + fit) * (k @ initial.mT)
+        v = v - (erase + fit) * (k.to(wide) @ initial.mT)
         memory = memory - initial
     length = min(chunk if anchor == 1 else anchor, position + t)
-    chunks = _cut(q, k, v, eta, alpha, length, position)
-    y, before, final = _scan(_prepare(chunks, erase, fit, read), memory.mT.flatten(0, 1))
-    y = y.unflatten(0, (b, h))[:, :, position : position + t]
+    y, last, final = (recurrence or read_chunks)(q, k, v, eta, alpha, memory, erase, fit, read, length, position)
     if ahead is not None and read == "anchor":
-        y = _add_to_first(y, anchor - position, q[:, :, : anchor - position] @ ahead)
-    last, final = (m.mT.unflatten(0, (b, h)) for m in (before, final))
+        y = _add_to_first(y, anchor - position, q[:, :, : anchor - position].to(wide) @ ahead)
     if initial is not None:
-        y = y + q @ initial.mT
+        y = y + q.to(wide) @ initial.mT
         last, final = last + initial, final + initial
     open_ = (position + t) % anchor
     if not open_:
         return y, State(final)
     return y, State(final, behind if behind is not None and position + t < anchor else last, open_)
+
+
+def read_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    alpha: Tensor,
+    memory: Tensor,
+    erase: float,
+    fit: float,
+    read: Read,
+    length: int,
+    before: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Chunks of `length` tokens, `before` of them already read -> y, the memory before the last chunk, and at the end.
+
+    M_t = alpha_t M_{t-1} - eta_t (erase M_{t-1} k_t + fit M_xi k_t - v_t) k_t^T, with M_xi the memory at the beginning
+    of the chunk. Shapes as in `delta_rule`, all of one dtype.
+    """
+    (b, h, t, _) = q.shape
+    chunks = _cut(q, k, v, eta, alpha, length, before)
+    y, last, final = _scan(_prepare(chunks, erase, fit, read), memory.mT.flatten(0, 1))
+    last, final = (m.mT.unflatten(0, (b, h)) for m in (last, final))
+    return y.unflatten(0, (b, h))[:, :, before : before + t], last, final
 
 
 def _add_to_first(x: Tensor, n: int, addition: Tensor) -> Tensor:
@@ -122,10 +154,9 @@ def _prepare(x: Chunks, erase: float, fit: float, read: Read) -> Prepared:
     to_memory = (to_end * x.k).mT  # (GN, K, C)
     if read == "anchor":
         return Prepared(solved @ x.v, by_memory, x.q, whole, to_memory)
+    if read == "after":  # one factor more, and the token itself
+        since, inside = decay[:, 1:, :1], decay[:, 1:, 1:]
     seen = inside * (x.q @ x.k.mT)  # (GN, C, C)
-    if read == "after":
-        alpha = x.alpha.unsqueeze(-1)
-        since, seen = alpha * since, alpha * seen + torch.diag_embed((x.q * x.k).sum(-1))
     return Prepared(solved @ x.v, by_memory, since * x.q, whole, to_memory, seen)
 
 

@@ -1,25 +1,32 @@
 """The delta rule as one function: arguments checked, a form chosen, precision kept.
 
-Both forms are plain differentiable torch: first and higher orders of differentiation are exact in both.
+Order of differentiation: "reference" and "chunked" any, both plain torch; "triton" one, and a second raises; "auto"
+any, since it takes second and higher orders from the chunked form, whatever computed the first.
 
 Shapes: B batch, T tokens, H heads, K key, V value.
 """
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from nested_kernels.backend import chosen, fall_back, transformed, without_triton
 from nested_kernels.delta_rule.chunked import delta_rule_chunked
 from nested_kernels.delta_rule.reference import delta_rule_reference
 from nested_kernels.delta_rule.rule import Objective, Read, Retain, Rule, State
 
-Backend = Literal["auto", "reference", "chunked"]
+Backend = Literal["auto", "reference", "chunked", "triton"]
 CHUNK = 32  # the fastest or near it from 50 to 1,024 tokens on a CPU, for heads of 16 to 64
 FEW = 4  # tokens for which the loop is as fast as a chunk
+WIDEST = 128  # K and V in Triton: a block of the memory and a chunk of keys lie in registers
+LONGEST = 64  # tokens of a chunk in Triton
+WORDS = {"objective": Objective, "rule": Rule, "read": Read, "retain": Retain}
+ALLOWED = {name: get_args(words) for name, words in WORDS.items()}
+BACKENDS = get_args(Backend)
 Axes = {"q": "BHTK", "k": "BHTK", "v": "BHTV", "eta": "BHT", "alpha": "BHT"}
 Axes |= dict.fromkeys(("state", "state.anchor", "initial"), "BHVK")
 
@@ -51,26 +58,70 @@ def delta_rule(
     `state` is a memory (B, H, V, K), which begins an anchor chunk, or the State of an earlier call with the same
     options: pieces give what the whole gives. All is computed, and the state kept, in float32, or in float64 where an
     operand is float64; y has the dtype of v. `chunk` is the chunk length of the chunked form (with an anchor it is the
-    anchor). Differentiable to any order. Raises ValueError that names the argument, what was seen and what is allowed.
+    anchor).
+
+    `backend` "auto" is Triton on a CUDA device, for K and V up to 128 and chunks of up to 64 tokens, else torch; where
+    q, k and v are all bfloat16, Triton multiplies them as such and adds up in float32. Differentiable to any order,
+    with "triton" once. Raises ValueError that names the argument, what was seen and what is allowed.
     """
-    options = {"objective": objective, "rule": rule, "read": read, "retain": retain, "backend": backend}
-    for (name, seen), words in zip(options.items(), (Objective, Rule, Read, Retain, Backend)):
-        if seen not in get_args(words):
-            raise ValueError(f"delta_rule: {name} is {seen!r}; allowed: {', '.join(get_args(words))}")
+    named = chosen("delta_rule", backend, BACKENDS)
+    for name, seen in {"objective": objective, "rule": rule, "read": read, "retain": retain}.items():
+        if seen not in ALLOWED[name]:
+            raise ValueError(f"delta_rule: {name} is {seen!r}; allowed: {', '.join(ALLOWED[name])}")
     state = state if isinstance(state, State) else State(state)
     _check_lengths(anchor, chunk, state)
     _check_tensors(q, k, v, eta, alpha, state, retain, initial)
     out, dtype = v.dtype, _dtype(q, k, v, eta, alpha, state.memory)
-    q, k, v, eta, alpha = (x.to(dtype) for x in (q, k, v, eta, alpha))
+    length, others = anchor if anchor > 1 else chunk or 1, (k, eta, alpha, *state[:2], initial)
+    form = _form(backend, named, dtype, length, q, v, *others)
+    narrow = dtype
+    if form == "triton" and q.dtype == k.dtype == v.dtype == torch.bfloat16:
+        narrow = torch.bfloat16
+    q, k, v, eta, alpha = q.to(narrow), k.to(narrow), v.to(narrow), eta.to(dtype), alpha.to(dtype)
     state = State(state.memory.to(dtype), None if state.anchor is None else state.anchor.to(dtype), state.position)
     initial = None if initial is None else initial.to(dtype)
     given = {"objective": objective, "rule": rule, "anchor": anchor, "read": read, "initial": initial}
     with torch.autocast(q.device.type, enabled=False):  # which would compute the state in half precision
-        if backend == "reference" or (backend == "auto" and q.shape[2] <= FEW):
+        if form == "reference":
             y, state = delta_rule_reference(q, k, v, eta, alpha, state, **given)
-        else:
+        elif form == "chunked":
             y, state = delta_rule_chunked(q, k, v, eta, alpha, state, chunk=chunk or CHUNK, **given)
+        else:
+            from nested_kernels.delta_rule.library import recurrence  # needs Triton
+
+            given["recurrence"] = partial(recurrence, again=backend == "auto")
+            fitting = LONGEST if narrow == torch.bfloat16 else LONGEST // 4  # registers
+            y, state = delta_rule_chunked(q, k, v, eta, alpha, state, chunk=chunk or fitting, **given)
     return y.to(out), state
+
+
+def _form(
+    backend: Backend, named: str, dtype: torch.dtype, length: int, q: Tensor, v: Tensor, *others: Tensor | None
+) -> str:
+    """The form that runs: as `named` by argument or environment, or what suits the device and the shapes."""
+    few = "reference" if q.shape[2] <= FEW else "chunked"
+    if named in ("reference", "chunked"):
+        return named
+    if named == "auto" and not q.is_cuda:
+        return few
+    why = _unfit(dtype, length, q, v) or transformed(q, v, *others)
+    if why is None:
+        return "triton"
+    if backend == "triton":
+        raise ValueError(f"delta_rule: backend is 'triton', and {why}")
+    fall_back("delta_rule", few, why)
+    return few
+
+
+def _unfit(dtype: torch.dtype, length: int, q: Tensor, v: Tensor) -> str | None:
+    """Why Triton cannot do it."""
+    if max(q.shape[3], v.shape[3]) > WIDEST:
+        return f"q is {tuple(q.shape)}, v {tuple(v.shape)}; K and V of at most {WIDEST} are allowed"
+    if length > LONGEST:
+        return f"a chunk has {length} tokens; at most {LONGEST} are allowed"
+    if dtype != torch.float32:
+        return f"an operand is {dtype}; float32 and bfloat16 are allowed"
+    return without_triton(q.device)
 
 
 def _dtype(*tensors: Tensor) -> torch.dtype:

@@ -1,0 +1,203 @@
+"""Every form of an op beside the others: checked against float64 first, then timed interleaved, with intervals.
+
+On a processor: chunked torch against the token loop, one thread, one chunk length in both directions. On a CUDA device:
+Triton against chunked torch, eager and compiled, and where `fla` is installed against its closest op. In each round
+every form runs once, in a new random order. A ratio is that of medians; its interval is the middle 95 percent of 2,000
+resamplings of the rounds. Operations and bytes are counted from the shapes: bytes are the operands and results once
+each, operations those of the chunked algorithm. Writes reports/kernels.md. Run: python experiments/bench_kernels.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from nested_kernels import delta_rule
+from torch import Tensor
+
+PAGE = Path("reports/kernels.md")
+PEAKS = {"H200": (4.8e12, 989e12), "H100": (3.35e12, 989e12)}  # bytes and dense bfloat16 operations a second, as stated
+Form = Callable[[list[Tensor]], tuple[Tensor, Tensor]]  # operands -> y, the memory at the end
+
+
+@dataclass(frozen=True)
+class Shape:
+    B: int
+    H: int
+    T: int
+    D: int
+    chunk: int
+    dtype: torch.dtype
+
+    def operations(self, backward: bool) -> float:
+        """Of matrix products: C x C times C x D five times, C x D times D x D three times; with gradients 20 and 11."""
+        squares, memories = (20, 11) if backward else (5, 3)
+        each = squares * self.chunk * self.D + memories * self.D**2 + backward * self.chunk**2
+        return 2 * self.B * self.H * self.T * each
+
+    def bytes(self, backward: bool) -> float:
+        """q, k, v, both rates, y and two memories; with gradients these again but y, and what belongs to each."""
+        heads, rows = self.B * self.H, self.B * self.H * self.T * self.D * self.dtype.itemsize
+        rates, memories = 4 * heads * self.T, 4 * heads * self.D**2
+        return 11 * rows + 6 * rates + 5 * memories if backward else 4 * rows + 2 * rates + 2 * memories
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"B {self.B}, T {self.T}, H {self.H}, K = V = {self.D}, chunks of {self.chunk}, {kind}"
+
+
+def operands(shape: Shape, device: str) -> list[Tensor]:
+    """Unit keys and queries, eta in [0, alpha], alpha in [0.9, 1], a memory; heads beside each other, as in layers."""
+    g = torch.Generator().manual_seed(0)
+    size = (shape.B, shape.T, shape.H, shape.D)
+    q, k, v = (torch.randn(size, generator=g).transpose(1, 2) for _ in range(3))
+    alpha = 1 - 0.1 * torch.rand(size[:3], generator=g).transpose(1, 2)
+    eta = alpha * torch.rand(size[:3], generator=g).transpose(1, 2)
+    memory = torch.randn(shape.B, shape.H, shape.D, shape.D, generator=g) / shape.D**0.5
+    wide = [x.to(shape.dtype) for x in (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v)]
+    return [x.to(device).requires_grad_() for x in (*wide, eta, alpha, memory)]
+
+
+def ours(backend: str, chunk: int | None) -> Form:
+    def form(x: list[Tensor]) -> tuple[Tensor, Tensor]:
+        y, state = delta_rule(*x, backend=backend, chunk=chunk, read="after")  # type: ignore[misc]
+        return y, state.memory
+
+    return form
+
+
+def comba(x: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """fla's closest op: the erase key is 2 k for DGD on the l2 objective."""
+    from fla.ops.comba import chunk_comba  # type: ignore[import-not-found]
+
+    q, k, v, eta, alpha, memory = x
+    q, k, v, eta, log_alpha = (t.transpose(1, 2) for t in (q, k, v, eta, alpha.log()))
+    y, state = chunk_comba(
+        q, k, v, 2 * k, log_alpha, eta, scale=1.0, initial_state=memory.mT.contiguous(), output_final_state=True
+    )
+    return y.transpose(1, 2), state.mT
+
+
+def called(form: Form, x: list[Tensor], backward: bool) -> list[Tensor]:
+    with torch.set_grad_enabled(backward):
+        y, memory = form(x)
+    if not backward:
+        return [y, memory]
+    return [y, memory, *torch.autograd.grad(y.float().square().mean() + memory.square().mean(), x)]
+
+
+def error(form: Form, shape: Shape, device: str) -> float:
+    """The largest relative one of any output or gradient, against the float64 token loop, on 2 heads of 256 tokens."""
+    x = operands(Shape(1, 2, 256, shape.D, shape.chunk, shape.dtype), device)
+    exact = called(ours("reference", None), [t.detach().double().requires_grad_() for t in x], True)
+    found = called(form, x, True)
+    return max(float(((a - b).norm() / b.norm()).detach()) for a, b in zip(found, exact))
+
+
+def clock(device: str) -> float:
+    """Milliseconds: of the one thread, so that a busy machine counts less, or of the device once it is done."""
+    if device == "cpu":
+        return 1e3 * time.process_time()
+    torch.cuda.synchronize()
+    return 1e3 * time.perf_counter()
+
+
+def measured(
+    forms: dict[str, Form], x: list[Tensor], backward: bool, device: str, rounds: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each form in each round, after two rounds that are thrown away."""
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for r in range(rounds + 2):
+        for name in random.Random(r).sample(list(forms), len(forms)):
+            begun = clock(device)
+            called(forms[name], x, backward)
+            if r > 1:
+                times[name].append(clock(device) - begun)
+    return times
+
+
+def ratio(slow: list[float], fast: list[float]) -> str:
+    draw = random.Random(0)
+    found = []
+    for _ in range(2000):
+        rounds = draw.choices(range(len(fast)), k=len(fast))
+        found.append(statistics.median(slow[i] for i in rounds) / statistics.median(fast[i] for i in rounds))
+    low, *_, high = statistics.quantiles(found, n=40)
+    return f"{statistics.median(slow) / statistics.median(fast):.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(shape: Shape, forms: dict[str, Form], device: str, allowed: float, rounds: int) -> list[str]:
+    """The first form is what the others are compared with."""
+    lines = [f"**delta_rule, DGD on the l2 objective, read after the write**: {shape}", ""]
+    lines += ["| form | passes | ms | " + f"{next(iter(forms))} / it | TFLOP/s | GB/s | of the roofline | error |"]
+    lines += ["|" + "---|" * 8]
+    errors = {name: error(form, shape, device) for name, form in forms.items()}
+    sound = {name: form for name, form in forms.items() if errors[name] <= allowed}
+    x = operands(shape, device)
+    for backward in (False, True):
+        times = measured(sound, x, backward, device, rounds)
+        for name, of_form in times.items():
+            ms = statistics.median(of_form)
+            operations, moved = shape.operations(backward), shape.bytes(backward)
+            cells = [name, "forward and backward" if backward else "forward", f"{ms:.3g}"]
+            cells += [
+                ratio(next(iter(times.values())), of_form),
+                f"{operations / ms / 1e9:.3g}",
+                f"{moved / ms / 1e6:.3g}",
+            ]
+            cells += [roofline(ms, operations, moved, device), f"{errors[name]:.1e}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"Not timed, wrong by {errors[name]:.1e}: {name}." for name in forms if name not in sound]
+    return [*lines, ""]
+
+
+def roofline(ms: float, operations: float, moved: float, device: str) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    peaks = [peak for chip, peak in PEAKS.items() if chip in name]
+    return f"{max(moved / peaks[0][0], operations / peaks[0][1]) / ms * 1e5:.0f} %" if peaks else ""
+
+
+def hardware() -> str:
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+def main(rounds: int) -> str:
+    torch.set_num_threads(1)
+    versions = [f"Python {platform.python_version()}, torch {torch.__version__}"]
+    versions += [
+        f"{n} {importlib.import_module(n).__version__}" for n in ("triton", "fla") if importlib.util.find_spec(n)
+    ]
+    lines = ["# Kernels, measured", "", "Written by `make bench-kernels`; what is counted stands at its top.", ""]
+    lines += [f"{', '.join(versions)}; {rounds} rounds, {time.strftime('%Y-%m-%d')}.", ""]
+    load = f"load average {os.getloadavg()[0]:.1f} at the start"
+    lines += [f"## Processor: {hardware()}, one thread, {load}", ""]
+    shape = Shape(2, 4, 1024, 64, 32, torch.float32)
+    forms = {"token loop": ours("reference", None), "chunked": ours("chunked", 32)}
+    lines += table(shape, forms, "cpu", 1e-5, rounds)
+    if not torch.cuda.is_available():
+        return "\n".join([*lines, "No CUDA device here: its rows are missing.", ""])
+    lines += [f"## Device: {torch.cuda.get_device_name()}", ""]
+    for width in (64, 128):
+        shape = Shape(8, 16, 4096, width, 64, torch.bfloat16)
+        forms = {"chunked, eager": ours("chunked", 64), "chunked, compiled": torch.compile(ours("chunked", 64))}
+        forms |= {"fla chunk_comba": comba} if importlib.util.find_spec("fla") else {}
+        lines += table(shape, {**forms, "triton": ours("triton", 64)}, "cuda", 2e-2, rounds)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    page = main(int(sys.argv[1]) if len(sys.argv) > 1 else 21)
+    PAGE.write_text(page)
+    print(page)

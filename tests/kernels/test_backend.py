@@ -1,0 +1,67 @@
+"""Which form runs: the argument before the environment, the environment before the device; never without a word."""
+
+import importlib.util
+import logging
+from typing import Any
+
+import pytest
+import torch
+from nested_kernels import attention_hvp, backend, delta_rule
+from torch import Tensor
+
+
+def operands(tokens: int = 40) -> dict[str, Tensor]:
+    q, k, v = (torch.randn(1, 2, tokens, 8) / 3 for _ in range(3))
+    return {"q": q, "k": k, "v": v, "eta": q.new_full((1, 2, tokens), 0.5), "alpha": torch.rand(1, 2, tokens),
+            "state": torch.randn(1, 2, 8, 8)}  # fmt: skip
+
+
+def reads(x: dict[str, Tensor], **options: Any) -> Tensor:
+    return delta_rule(**x, **options)[0]
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backend.ENVIRONMENT, raising=False)
+    backend._say.cache_clear()
+
+
+def test_the_environment_chooses_where_the_argument_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = operands()
+    loop, chunked = reads(x, backend="reference"), reads(x, backend="chunked")
+    assert not torch.equal(loop, chunked)  # or nothing here could be told apart
+    assert torch.equal(reads(x), chunked)
+    monkeypatch.setenv(backend.ENVIRONMENT, "reference")
+    assert torch.equal(reads(x), loop)
+    assert torch.equal(reads(x, backend="chunked"), chunked)
+
+
+def test_a_wrong_word_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backend.ENVIRONMENT, "fast")
+    with pytest.raises(ValueError, match="NESTED_KERNELS_BACKEND is 'fast'; allowed: auto, reference, chunked, triton"):
+        reads(operands())
+
+
+def test_what_the_environment_cannot_have_gives_way_with_one_line(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    x = operands()
+    chunked = reads(x, backend="chunked")
+    monkeypatch.setenv(backend.ENVIRONMENT, "triton")
+    with caplog.at_level(logging.WARNING, "nested_kernels"):
+        assert torch.equal(reads(x), chunked)
+        assert torch.equal(reads(x), chunked)
+        attention_hvp(*(x[n].transpose(1, 2) for n in "qkv"))
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith('delta_rule: backend "chunked" in place of "triton": ')
+    assert lines[1] == 'attention_hvp: backend "auto" in place of "triton": it has no Triton kernel'
+
+
+def test_an_argument_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backend is 'triton', and (Triton is not|the operands are on cpu)"):
+        reads(operands(), backend="triton")
+
+
+def test_a_missing_triton_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    uncached = backend._without_triton.__wrapped__
+    assert uncached(torch.device("cuda:0")) == "Triton is not installed"
