@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do p=$$(command -v python$$v 2>/dev/n
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser lint bench torture clean
+.PHONY: env demo test browser lint bench bench-kernels torture clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -11,6 +11,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+env: $(READY)  ## only .venv with all that development needs; . .venv/bin/activate
 
 demo: $(READY)  ## the main job: a stream of tasks in, a forgetting report out
 	@$(BIN)/python experiments/demo.py
@@ -30,6 +32,9 @@ lint: $(READY)
 
 bench: $(READY)  ## ratios against a bare torch loop, measured side by side
 	@$(BIN)/python experiments/loop_overhead.py
+
+bench-kernels: $(READY)  ## each form of each kernel beside the others, checked first; writes reports/kernels.md
+	@$(BIN)/python experiments/bench_kernels.py
 
 torture: $(READY)  ## 8 kills at named points and 20 at random moments, each resumed and compared bit for bit
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/test_kill.py

@@ -15,7 +15,13 @@ from urllib.parse import quote
 from playwright.sync_api import Locator, Page, sync_playwright
 
 DOCS, ADDRESS = Path(__file__).resolve().parent, "http://127.0.0.1:5055"
-QUICK = ("stream=split_digits", "trainer.epochs=5", "trainer.progress=false", "tracking.timeout_seconds=90")
+QUICK = (
+    "stream=split_digits",
+    "optim=sgd",
+    "trainer.epochs=5",
+    "trainer.progress=false",
+    "tracking.timeout_seconds=90",
+)
 METHODS = ("naive", "ema", "associative_head", "replay")
 WIDTH = 1200
 

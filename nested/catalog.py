@@ -14,17 +14,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nested.config import chosen, composed, conf_dirs, flatten, options
+from nested.catalog_view import overview, rendered
+from nested.config import chosen, composed, conf_dirs, options
 from nested.errors import UserError, unknown
 from nested.levels import LevelConfig
-from nested.settings import Components, Groups, Tracking, Trainer
+from nested.settings import Components, Config, Groups, Plain, Sections
 from nested.signature import Argument, arguments, locate, spell, takes, wants_maker
 from nested.tuning.settings import Launcher, Tune
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-Schemas: dict[str, type] = {"trainer": Trainer, "tracking": Tracking, "tune": Tune, "launcher": Launcher}
+Schemas: dict[str, type] = {**Sections, "tune": Tune, "launcher": Launcher}
+OfVerbs = {"best": "nested.tuning.controls.Wanted", "contest": "nested.contest.settings.Contest"}  # imported when shown
 Known = (*Groups, "tune", "launcher")
 HOPS = 4  # re-exports followed to find a definition
 
@@ -142,7 +144,49 @@ def describe(group: str, choice: str, config_dir: str | Path | None = None) -> t
         about |= {"text": file.read_text()}
     else:
         about |= _explained(group, _composed(group, choice, config_dir), _comments(file.read_text()))
-    return _rendered(about), json.loads(json.dumps(about, default=str))
+    return rendered(about), json.loads(json.dumps(about, default=str))
+
+
+def sections() -> list[tuple[str, str]]:
+    """(name, sentence) of all that is set and not chosen: sections, and keys that are in none."""
+    notes = _field_comments(Config)
+    docs = {**{n: inspect.getdoc(c) for n, c in Schemas.items()}, "levels": inspect.getdoc(LevelConfig)}
+    docs |= {name: documentation(target) for name, target in OfVerbs.items()}
+    return [*((name, first_sentence(doc or "")) for name, doc in docs.items()), *((n, notes[n]) for n in Plain)]
+
+
+def all_sections(config_dir: str | Path | None = None) -> tuple[str, dict[str, Any]]:
+    """What can be chosen and what can be set, for the terminal and as plain values."""
+    groups = [(group, len(options(group, config_dir))) for group in Known]
+    plain = {"groups": [g for g, _ in groups], "sections": [dict(zip(("name", "what"), row)) for row in sections()]}
+    return overview(groups, sections()), plain
+
+
+def describe_section(name: str, config_dir: str | Path | None = None) -> tuple[Group, dict[str, Any]]:
+    """A section, or a key that is in none, from the dataclass that checks it. Raises UserError."""
+    known = [n for n, _ in sections()]
+    if name not in known and name in Known:
+        text = f"{name} is chosen: write group=choice, such as {name}={options(name, config_dir)[0]}"
+        raise UserError(text, key="show", seen=name, allowed=[f"{name}={c}" for c in options(name, config_dir)])
+    if name not in known:
+        raise unknown("section", name, [*known, *Known], "show")
+    root = composed("config", [], config_dir)
+    if name in Plain:
+        about = {**_source(Config), "doc": "", "keys": _rows("", _only(name), root, _field_comments(Config))}
+    elif name == "levels":
+        rows = _rows("levels.NAME", arguments(LevelConfig), {}, _field_comments(LevelConfig))
+        about = {**_source(LevelConfig), "keys": rows}
+    else:
+        schema = Schemas[name] if name in Schemas else locate(OfVerbs[name], name)
+        assert isinstance(schema, type)
+        rows = _rows(name, arguments(schema), root.get(name) or {}, _field_comments(schema))
+        about = {**_source(schema), "keys": rows}
+    about = {"section": name, **about}
+    return rendered(about), json.loads(json.dumps(about, default=str))
+
+
+def _only(name: str) -> dict[str, Argument]:
+    return {name: arguments(Config)[name]}
 
 
 def _explained(group: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> dict[str, Any]:
@@ -200,7 +244,7 @@ def _rows(
     """One row for each key of a schema, with what the section gives it."""
     return [
         {
-            "key": f"{where}.{name}",
+            "key": f"{where}.{name}" if where else name,
             "value": section.get(name, argument.default),
             "default": argument.default,
             "needed": section.get(name) == "???" or (argument.required and name not in {*section, "seed"}),
@@ -243,36 +287,3 @@ def _comments(text: str) -> dict[str, str]:
 def _field_comments(schema: type) -> dict[str, str]:
     comments = _comments(inspect.getsource(schema))
     return {f.name: comments[f.name] for f in fields(schema) if f.name in comments}
-
-
-def _rendered(about: Mapping[str, Any]) -> Group:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    parts: list[Any] = [Text(f"{about['group']}={about['choice']}", style="bold"), Text(about["file"])]
-    if "text" in about:
-        return Group(*parts, Text(), Text(about["text"]))
-    if about.get("target"):
-        parts.append(Text(about["target"]))
-    parts += [Text(about["source"] or ""), Text(), Text(about["doc"]), Text()]
-    if about.get("target") and about["module_doc"] and about["module_doc"] != about["doc"]:
-        parts += [Text("From its module:", style="dim"), Text(about["module_doc"]), Text()]
-    table = Table("key", "value", "type and bounds", "default", "what it is", box=None, pad_edge=False)
-    for row in about["keys"]:
-        value = "(needed)" if row["needed"] else _shown(row["value"])
-        table.add_row(*(Text(t) for t in (row["key"], value, row["type"], _shown(row["default"]), row["help"])))
-    return Group(*parts, table)
-
-
-def _shown(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k}={_shown(v)}" for k, v in flatten(value).items())
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
-
-
-def _is_word(value: Any) -> bool:
-    return value is None or isinstance(value, bool)

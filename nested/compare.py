@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 WHOLE = 60  # run directories up to which all files of each are read
-PAGE = "compare/report.html"
 BRIEFLY = (
     f"Of more than {WHOLE} runs nothing but result.json is read: training loss, anytime curves, sizes of the data and "
     "environment are on the page of each run."
@@ -56,20 +56,29 @@ def compare(
     loaded = [report.load(p, whole) for p in paths]
     comparison = report.Comparison.of(loaded, baseline)
     parent = _parent(paths)
-    page = out or (paths[0] / "report.html" if len(paths) == 1 and not parent else paths[0].parent / PAGE)
+    alone = len(paths) == 1 and not parent
+    page = out or (paths[0] / "report.html" if alone else home(paths, baseline) / "report.html")
     notes = [] if whole else [BRIEFLY]
     with writing(page):
-        if page.parent.name == Path(PAGE).parent.name and not out:
+        if not out and not alone:
             for old in (page.parent / "figures").glob("*.png"):
-                old.unlink()  # of the comparison that was here before
+                old.unlink()  # of the same runs, when they had not come so far
         comparison.page(page, notes)
     for kind, file in files:
         with writing(file, f"--{kind}"):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(comparison.sheet(kind), encoding="utf-8")
     if parent and not out:
-        _told(parent, say)
+        _told(parent, page, say)
     return Compared(paths, comparison, page)
+
+
+def home(paths: Sequence[Path], baseline: str | None = None) -> Path:
+    """The folder of a comparison, beside its first run: its own, and the same when it is made again."""
+    others = len(paths) - 1
+    more = f"-and-{others}-other{'s' * (others > 1)}" if others else ""
+    digest = hashlib.blake2b("\n".join([*map(str, paths), baseline or ""]).encode(), digest_size=3).hexdigest()
+    return paths[0].parent / "compare" / f"{paths[0].name}{more}-{digest}"
 
 
 def _parent(paths: Sequence[Path]) -> Path | None:
@@ -79,14 +88,14 @@ def _parent(paths: Sequence[Path]) -> Path | None:
     return parent if not parents and (parent / "FORMAT").is_file() else None
 
 
-def _told(parent: Path, say: Say) -> None:
+def _told(parent: Path, page: Path, say: Say) -> None:
     """Make the page an artifact of the parent run, and send it where runs are tracked."""
     from nested import tracking
     from nested.rundir import SeedDir
     from nested.settings import Tracking
     from nested.signature import checked
 
-    SeedDir(parent).event("artifact", path=PAGE)
+    SeedDir(parent).event("artifact", path=str(page.relative_to(parent)))
     settings = Tracking(**checked(Tracking, rundir.read_config(parent)["tracking"], "tracking"))
     if settings.enabled:
         try:

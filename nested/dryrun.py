@@ -20,7 +20,7 @@ from nested.layers.tokens import Tokens
 from nested.learner import Learner
 from nested.levels import Level, assign, assign_tokens, check_ticks, due, ticks
 from nested.plan import Plan, judged, order
-from nested.prepare import check, prepare
+from nested.prepare import check, check_answers, prepare
 from nested.streams.stream import Experience, Stream
 from nested.timeline import timeline, token_timelines
 
@@ -82,6 +82,7 @@ def dry_run(config: Config) -> DryRun:
     plan = Plan(learner, config.trainer)
     stream_levels = learner.optimizer.levels
     check_ticks(stream_levels, plan.total_steps, t.allow_idle)
+    check_answers(config, learner)
     first = plan.curriculum[0].train
     batch = learner.fetch(first, order(seed, plan.curriculum[0].index, 0, len(first))[: t.batch_size])
     flops = cost.step_flops(learner, batch)

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from nested.config import Config, build
+from nested.causality import first_peek
+from nested.config import Config, build, flatten
 from nested.errors import UserError
 from nested.learner import Learner
 from nested.levels import assign_tokens, check_ticks, from_config, token_levels
@@ -16,6 +19,7 @@ from nested.microscope.snapshots import check_room
 from nested.model_context import model_context
 from nested.optim.leveled import leveled
 from nested.plan import Plan
+from nested.sequences.exact_match import IGNORED
 from nested.signature import locate, takes
 from nested.streams.stream import Examples, Stream
 
@@ -43,14 +47,33 @@ def check(config: Config) -> None:
             raise UserError(text, key=f"levels.{name}.chunk_tokens", seen=level.chunk_tokens)
 
 
-def rehearse(config: Config) -> Stream:
-    """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
-    learner = prepare(config, config.seed_list()[0])
+def rehearse(config: Config, stream: Stream | None = None) -> Stream:
+    """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError.
+
+    `stream` is that seed's, where it has been built already.
+    """
+    learner = prepare(config, config.seed_list()[0], stream)
     check_periods(config, learner)
     check_room(config, learner)
-    for examples in _of_each_shape(learner.stream):
-        _rehearse(learner, examples)
+    check_answers(config, learner)
     return learner.stream
+
+
+def check_answers(config: Config, learner: Learner) -> None:
+    """Let the model answer, untrained. Raises UserError for what no run could train or judge.
+
+    That is outputs of another shape than the stream's targets need and, where later inputs give answers away, answers
+    that depend on them.
+    """
+    training = learner.model.training
+    learner.model.eval()
+    try:
+        for examples in _of_each_shape(learner.stream):
+            _check_shape(config, learner, examples)
+        if learner.stream.causal or learner.stream.language:
+            _check_causal(config, learner)
+    finally:
+        learner.model.train(training)
 
 
 def check_periods(config: Config, learner: Learner) -> None:
@@ -65,21 +88,47 @@ def _of_each_shape(stream: Stream) -> list[Examples]:
     return list(found.values())
 
 
-def _rehearse(learner: Learner, examples: Examples) -> None:
-    """Read one small batch. Raises UserError for outputs of another shape than the stream's targets need."""
+def _check_shape(config: Config, learner: Learner, examples: Examples) -> None:
+    """Raise UserError for outputs of another shape than the targets of one small batch need."""
     x, y, _ = learner.fetch(examples, torch.arange(min(2, len(examples))))
-    learner.model.eval()
     with torch.no_grad():
         out = learner.model(x)
         if learner.stream.language:
             learner.nll(x, y)  # which checks its own shape
     positions = y.shape[1:] if learner.stream.per_position else ()
-    wanted = (len(x), *positions, learner.stream.n_outputs)
-    seen = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-    if seen != wanted:
-        form = "(batch, T, n_outputs)" if positions else "(batch, n_outputs)"
-        text = f"its output for {tuple(x.shape)} is {seen}; {form} = {wanted} is needed"
-        raise UserError(text, key="model._target_", seen=seen, allowed=wanted)
+    n = learner.stream.n_outputs
+    wanted = (len(x), *positions, n)
+    seen = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if seen == wanted:
+        return
+    form = "(batch, T, n_outputs)" if positions else "(batch, n_outputs)"
+    text = f"the output of {config.model['_target_']} for {tuple(x.shape)} is {seen}; {form} = {wanted} is needed"
+    if seen[:-1] == wanted[:-1]:
+        text += f": {seen[-1]} outputs for the {n} of {learner.stream.name}, which a model is told as `n_outputs`"
+    raise UserError(text, key="model._target_", seen=seen, allowed=wanted)
+
+
+def _check_causal(config: Config, learner: Learner) -> None:
+    """Raise UserError for a model whose answers depend on inputs after them, where these give the answers away."""
+    stream, model = learner.stream, learner.model
+    x, y, _ = learner.fetch(stream.experiences[0].train, torch.arange(1))
+    peek = first_peek(model, x, y[0] != IGNORED, stream.vocabulary)
+    if peek is None and stream.language and hasattr(model, "nll"):  # which need not call `forward`
+        text = torch.cat([x, y[:, -1:]], 1)  # (1, T + 1); the loss of a token stands where that token does
+        judged = torch.ones(text.shape[1], dtype=torch.bool, device=text.device)
+        peek = first_peek(lambda t: F.pad(learner.nll(t[:, :-1], t[:, 1:]), (1, 0)), text, judged, stream.vocabulary)
+        peek = peek and peek._replace(position=peek.position - 1)
+    if peek is None:
+        return
+    targets = {k.rpartition(".")[0]: v for k, v in flatten(config.model).items() if k.endswith("_target_")}
+    whose = " with ".join([targets.pop(""), *([", ".join(targets.values())] if targets else [])])
+    text = (
+        f"the answer of {whose} at position {peek.position} changed with the inputs from position {peek.changed} on; "
+    )
+    text += f"{stream.name} asks for what follows from the inputs up to a position, and later ones give it away: mask "
+    text += "them, or read token by token"
+    key = f"model.{next(iter(targets))}" if len(targets) == 1 else "model._target_"
+    raise UserError(text, key=key, seen=peek.position)
 
 
 def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nested.streams.stream import Examples
+from nested.streams.stream import Stream
 
 if TYPE_CHECKING:
     from nested.loop import Loop
@@ -18,20 +18,20 @@ def remarks(loop: Loop, summary: dict[str, Any]) -> list[str]:
 
 
 def _nothing_learned(loop: Loop, summary: dict[str, Any]) -> str | None:
-    stream, learned = loop.stream, summary["learning_acc"]
-    if learned is None or stream.regression or stream.per_position:
-        return None
-    shares = [_constant_guess(getattr(e, loop.judged)) for e in stream.experiences]
-    guess = sum(shares) / len(shares)
-    if learned > guess:
+    learned, guess = summary["learning_acc"], constant_guess(loop.stream, loop.judged)
+    if learned is None or guess is None or learned > guess:
         return None
     text = f"each experience is answered to {learned:.3f} right after it was learned, a constant guess to {guess:.3f}"
-    return f"nothing was learned: {text}; try another rate or optimizer, such as optim=adamw"
+    return f"nothing was learned: {text}; train longer (trainer.epochs), or take another rate (optim.lr) or optimizer"
 
 
-def _constant_guess(examples: Examples) -> float:
-    """The share of the commonest target."""
-    return float(examples.targets.unique(return_counts=True)[1].max()) / len(examples)
+def constant_guess(stream: Stream, part: str) -> float | None:
+    """The learning accuracy of the commonest target of each experience; None where answers are no classes."""
+    if stream.regression or stream.per_position:
+        return None
+    examples = [getattr(e, part) for e in stream.experiences]
+    shares = [float(x.targets.unique(return_counts=True)[1].max()) / len(x) for x in examples]
+    return sum(shares) / len(shares)
 
 
 def _reading_hurts(loop: Loop, summary: dict[str, Any]) -> str | None:

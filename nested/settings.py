@@ -25,26 +25,26 @@ class Trainer:
 
     epochs: Positive = 10  # passes over each experience
     joint_epochs: Positive | None = None  # passes of a method that trains on everything at once; null = epochs
-    batch_size: Positive = 32
+    batch_size: Positive = 32  # examples of a step
     micro_batch: Positive | None = None  # examples of a step differentiated at once; null = all. Memory, not numbers
-    eval_batch_size: Positive = 512
+    eval_batch_size: Positive = 512  # examples judged at once. Memory and speed, not numbers
     clip_norm: Annotated[float, Bound(gt=0)] | None = None  # norm of a level's gathered gradient when it is due
     at_border: Literal["carry", "flush", "drop"] = "carry"  # a partly gathered gradient at an experience border
     allow_idle: bool = False  # let a level tick fewer than 10 times in the run
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"  # of weights and sums; bf16-mixed: autocast
     batches_per_block: Positive = 1  # mini-batches handed to Lightning at once; the numbers do not change by a bit
     threads: Positive | None = None  # torch threads; null = torch's own choice
-    devices: Positive = 1
-    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
-    progress: bool = True
+    devices: Positive = 1  # more than one is refused so far
+    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"  # auto: a GPU where there is one
+    progress: bool = True  # a bar on standard error
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate of every level as a pure function of its own ticks."""
 
-    shape: Literal["constant", "linear", "cosine"] = "constant"
-    scope: Literal["stream", "experience"] = "stream"
+    shape: Literal["constant", "linear", "cosine"] = "constant"  # of the rate after the warm-up
+    scope: Literal["stream", "experience"] = "stream"  # over which it runs its course: once, or in each experience
     warmup: Annotated[float, Bound(ge=0, lt=1)] = 0.0  # share of the scope's ticks
     final: Annotated[float, Bound(ge=0, le=1)] = 0.0  # last rate / rate, for linear and cosine
 
@@ -53,15 +53,15 @@ class Schedule:
 class Checkpoint:
     """When a run can be continued from."""
 
-    every_seconds: Annotated[float, Bound(ge=0)] = 30.0
-    keep: Annotated[int, Bound(ge=2)] = 2
+    every_seconds: Annotated[float, Bound(ge=0)] = 30.0  # between two checkpoints; 0: after every block
+    keep: Annotated[int, Bound(ge=2)] = 2  # newest ones on disk; where one is damaged, the one before it serves
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """What is measured besides the accuracy matrix; its cost is accounted apart."""
 
-    parts: list[Literal["test", "validation"]] = field(default_factory=lambda: ["test", "validation"])
+    parts: list[Literal["test", "validation"]] = field(default_factory=lambda: ["test", "validation"])  # held out
     gain: bool = False  # train each experience alone from the initial state as well
     anytime_steps: Positive | None = None  # evaluate every k optimizer steps
     anytime_ticks: bool = False  # evaluate just before and after each tick of a level slower than the fastest
@@ -72,24 +72,24 @@ class Evaluate:
 class Head:
     """Which outputs compete in the class-incremental scenario."""
 
-    mask: Literal["none", "seen", "experience"] = "none"
+    mask: Literal["none", "seen", "experience"] = "none"  # all; classes met so far; in training the experience's own
 
 
 @dataclass(frozen=True)
 class Data:
     """Where the user's data lies."""
 
-    root: str | None = None
+    root: str | None = None  # directory of data sets that a stream reads or downloads
 
 
 @dataclass(frozen=True)
 class Tracking:
     """MLflow: which store, which experiment."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: tracking=off
     uri: str | None = None  # null = a SQLite file in the runs directory
-    experiment: str = "nested"
-    timeout_seconds: Annotated[float, Bound(gt=0)] = 20.0
+    experiment: str = "nested"  # name in MLflow
+    timeout_seconds: Annotated[float, Bound(gt=0)] = 20.0  # that the end of a run waits for the store
     system_metrics: bool = False  # processor and memory every ten seconds
 
 
@@ -109,7 +109,7 @@ class Config:
     head: Head = field(default_factory=Head)
     data: Data = field(default_factory=Data)
     tracking: Tracking = field(default_factory=Tracking)
-    seed: Seed = 0
+    seed: Seed = 0  # of class order, split, initial weights and sample order
     seeds: Positive | list[Seed] | None = None  # a number n: seeds 0 to n-1; a list: exactly those
     prefix: Positive | None = None  # train and judge only so many experiences of the stream; null = all
     label: str | None = None  # how pages call the run

@@ -11,7 +11,7 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -120,12 +120,15 @@ def arguments(function: Callable[..., Any]) -> dict[str, Argument]:
     except (NameError, TypeError):  # annotations that only a type checker can resolve: names are still checked
         hints = {}
     given: frozenset[str] = frozenset() if is_dataclass(function) else Context  # a section of our own has keys only
+    made = {f.name: f.default_factory for f in fields(function)} if is_dataclass(function) else {}
     found = {}
     for name, parameter in parameters.items():
         if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         required = parameter.default is inspect.Parameter.empty
-        found[name] = Argument(name, hints.get(name, Any), None if required else parameter.default, required)
+        factory = made.get(name, MISSING)
+        default = None if required else parameter.default if factory is MISSING else factory()
+        found[name] = Argument(name, hints.get(name, Any), default, required)
     return found
 
 

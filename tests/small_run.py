@@ -11,8 +11,8 @@ from nested.run import prepare
 
 
 def small_learner(*overrides: str, seed: int = 0) -> Learner:
-    """Split digits with a network of 650 parameters, unless `overrides` says otherwise;"""
-    quick = ["stream=split_digits", "model.hidden=[]", "trainer.progress=false", "tracking.enabled=false"]
+    """Split digits with a network of 650 parameters and SGD, unless `overrides` says otherwise."""
+    quick = ["stream=split_digits", "model.hidden=[]", "optim=sgd", "trainer.progress=false", "tracking.enabled=false"]
     chosen = {o.split("=")[0] for o in overrides}
     quick = [q for q in quick if q.split("=")[0] not in chosen and not (q.startswith("model.") and "model" in chosen)]
     return prepare(compose([*quick, *overrides]), seed)

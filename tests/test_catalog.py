@@ -12,7 +12,7 @@ from rich.console import Console
 from nested import catalog
 from nested.config import options
 from nested.errors import UserError
-from nested.settings import Trainer
+from nested.settings import Plain, Sections, Trainer
 
 
 def text(shown) -> str:
@@ -158,6 +158,49 @@ def test_levels_are_described_one_by_one():
     assert rows["levels.slow.period_steps"]["value"] == 8
     assert rows["levels.fast.params"]["value"] == "rest"
     assert "steps" in rows["levels.slow.period_steps"]["help"]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in catalog.sections()])
+def test_every_section_explains_each_of_its_keys(name: str):
+    shown, plain = catalog.describe_section(name)
+    assert plain["section"] == name
+    assert [row["key"] for row in plain["keys"] if len(row["help"]) < 8 or not row["type"]] == []
+    assert all(row["key"] in text(shown) for row in plain["keys"])
+
+
+def test_a_section_has_the_keys_types_bounds_and_values_that_a_run_takes():
+    assert {n for n, _ in catalog.sections()} >= {*Sections, *Plain, "levels", "best", "contest", "tune", "launcher"}
+    for name, schema in Sections.items():
+        keys = [row["key"] for row in catalog.describe_section(name)[1]["keys"]]
+        assert keys == [f"{name}.{field}" for field in schema.__dataclass_fields__]
+    rows = {row["key"]: row for name in ("checkpoint", "evaluate", "seed") for row in section(name)}
+    assert (rows["checkpoint.keep"]["type"], rows["checkpoint.keep"]["default"]) == ("int >= 2", 2)
+    assert rows["evaluate.parts"]["value"] == rows["evaluate.parts"]["default"] == ["test", "validation"]
+    assert rows["seed"]["value"] == 0
+
+
+def section(name: str) -> list[dict]:
+    return catalog.describe_section(name)[1]["keys"]
+
+
+def test_a_users_own_level_is_told_what_a_level_takes():
+    assert {"levels.NAME.period_steps", "levels.NAME.eta"} <= {row["key"] for row in section("levels")}
+
+
+def test_a_group_has_no_keys_before_it_is_chosen():
+    with pytest.raises(UserError, match="write group=choice, such as model="):
+        catalog.describe_section("model")
+    with pytest.raises(UserError, match="did you mean 'schedule'"):
+        catalog.describe_section("shedule")
+
+
+def test_all_groups_and_sections_are_listed_with_a_sentence():
+    shown, plain = catalog.all_sections()
+    assert plain["groups"] == list(catalog.Known)
+    for row in plain["sections"]:
+        assert len(row["what"]) > 15
+        assert f"  {row['name']} " in shown
+        assert row["what"] in shown
 
 
 def test_a_recipe_is_shown_as_it_stands(own: Path):

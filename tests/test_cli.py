@@ -124,7 +124,7 @@ def test_on_a_terminal_a_label_is_shown_as_it_was_typed() -> None:
 
 
 def test_quiet_is_quiet() -> None:
-    assert done("run", *QUICK, "--json").err == ""
+    assert done("run", *QUICK, "optim=sgd", "--json").err == ""
 
 
 def test_dry_run_writes_nothing(here: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_users_own_arrays(here: Path) -> None:
     g = np.random.default_rng(0)
     y = np.arange(400) % 4
     np.savez(here / "mine.npz", x=(g.normal(size=(400, 6)) + 3 * np.eye(6)[y]).astype(np.float32), y=y)
-    found = done("run", *QUICK, "stream=tensors", "stream.path=mine.npz", "--json").object
+    found = done("run", *QUICK, "optim=sgd", "stream=tensors", "stream.path=mine.npz", "--json").object
     assert np.array(found["matrix"]).shape == (2, 2)
     assert found["learning_acc"] > 0.9
 
@@ -155,7 +155,7 @@ def test_a_users_own_arrays(here: Path) -> None:
 
 
 def test_diverged_names_level_and_step() -> None:
-    said = nested("run", *QUICK, "optim.lr=1e12", "optim.momentum=0", "--json")
+    said = nested("run", *QUICK, "optim=sgd", "optim.lr=1e12", "optim.momentum=0", "--json")
     assert said.code == 3
     assert said.err.count("\n") == 1
     assert re.search(r"experience 0, step \d+.*level 'all'|level 'all'.*step \d+", said.err)
@@ -440,6 +440,15 @@ def test_show_explains_each_choice(group: str) -> None:
         text = done("show", f"{group}={name}").out
         assert text.startswith(f"{group}={name}\n")
         assert all(row["key"] in text for row in about["keys"])
+
+
+def test_show_lists_and_explains_sections() -> None:
+    listed = done("show").out
+    assert "model " in listed
+    assert re.search(r"^  checkpoint +When a run can be continued from\.$", listed, re.MULTILINE)
+    assert "checkpoint" in [s["name"] for s in done("show", "--json").object["sections"]]
+    assert re.search(r"checkpoint\.keep +2 +int >= 2 +2 +newest", done("show", "checkpoint").out)
+    assert [k["key"] for k in done("show", "prefix", "--json").object["keys"]] == ["prefix"]
 
 
 def test_show_hope_attention() -> None:

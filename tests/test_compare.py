@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent / "report"))
 from fake_runs import fake_run
 
 from nested import rundir, tracking_search
+from nested.compare import home
 from nested.errors import UserError
 from nested.selection import selected
 
@@ -97,7 +98,7 @@ def test_words_that_name_nothing_are_refused_with_what_there_is(runs):
 def test_the_verb_writes_page_and_files_and_says_so(runs, tmp_path):
     more = ("--csv", str(tmp_path / "new" / "t.csv"), "--latex", str(tmp_path / "t.tex"))
     said = done("compare", "2026-a", "2027-c", "--runs", str(runs), "--baseline", "c", *more)
-    assert f"page: {runs / 'compare' / 'report.html'}" in said.out
+    assert f"page: {home([runs / '2026-a', runs / '2027-c'], 'c') / 'report.html'}" in said.out
     assert "against “c”" in said.out
     with (tmp_path / "new" / "t.csv").open() as file:
         assert [row["configuration"] for row in csv.DictReader(file)] == ["a", "c"]
@@ -108,19 +109,34 @@ def test_the_verb_writes_page_and_files_and_says_so(runs, tmp_path):
     assert (a["differences"], c["baseline"], c["differences"]["acc"]["seeds"]) == ({}, "a", 3)
 
 
-def test_figures_of_an_earlier_comparison_do_not_stay(runs):
+def test_each_comparison_has_a_folder_of_its_own_and_the_same_when_it_is_made_again(runs):
+    words = (["2026-a", "2027-c"], ["2027-c", "2026-a"], ["2026-a", "2027-c", "--baseline", "c"], ["2027-c", "tuned"])
+    pages = [done("compare", *w, "--runs", str(runs), "--json").object["page"] for w in words]
+    assert len({Path(p).parent for p in pages}) == len(words)
+    assert all(Path(p).is_file() for p in pages)
+    assert Path(pages[0]).parent.name.startswith("2026-a-and-1-other-")
+    assert done("compare", *words[0], "--runs", str(runs), "--json").object["page"] == pages[0]
+    reported = done("report", *words[0], "--runs", str(runs), "--json").object["page"]
+    assert reported == pages[0]
+
+
+def test_figures_of_an_earlier_state_of_the_same_runs_do_not_stay(runs):
+    page = Path(done("compare", "2026-a", "2027-c", "--runs", str(runs), "--json").object["page"])
+    old = page.parent / "figures" / "matrix-9-gone.png"
+    old.touch()
     done("compare", "2026-a", "2027-c", "--runs", str(runs))
-    old = {p.name for p in (runs / "compare" / "figures").iterdir()}
-    done("compare", "2027-c", "tuned", "--runs", str(runs))
-    assert "matrix-1-a.png" in old - {p.name for p in (runs / "compare" / "figures").iterdir()}
+    assert not old.exists()
+    assert list(old.parent.glob("*.png"))
 
 
 def test_the_page_of_a_studys_trials_is_an_artifact_of_the_study(runs):
     path = runs / "tuned"
-    assert f"page: {path / 'compare' / 'report.html'}" in done("compare", "tuned", "--runs", str(runs)).out
+    place = home([path / "trial-0000", path / "trial-0001"]) / "report.html"
+    assert place.parent.parent == path / "compare"
+    assert f"page: {place}" in done("compare", "tuned", "--runs", str(runs)).out
     (event,) = rundir.read_events(path / "events.jsonl")
-    assert (event["event"], event["path"]) == ("artifact", "compare/report.html")
-    page = (path / "compare" / "report.html").read_text()
+    assert (event["event"], event["path"]) == ("artifact", str(place.relative_to(path)))
+    page = place.read_text()
     assert "x, optim.lr=1.1" in page
     assert "unfinished" not in page
     assert not (path / "trial-0000" / "report.html").exists()
@@ -129,7 +145,7 @@ def test_the_page_of_a_studys_trials_is_an_artifact_of_the_study(runs):
 def test_many_runs_are_compared_by_their_results_alone(runs, monkeypatch):
     monkeypatch.setattr("nested.compare.WHOLE", 1)
     done("compare", "2026-a", "2027-c", "--runs", str(runs))
-    assert "nothing but result.json is read" in (runs / "compare" / "report.html").read_text()
+    assert "nothing but result.json is read" in (home([runs / "2026-a", runs / "2027-c"]) / "report.html").read_text()
 
 
 def test_a_wrong_word_ends_with_one_line(runs):

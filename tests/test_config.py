@@ -16,6 +16,7 @@ from nested.rundir import as_stored
 def test_the_defaults_compose() -> None:
     config = compose()
     assert config.choices["stream"] == "split_digits"
+    assert config.choices["optim"] == "adamw"
     assert config.seed_list() == [0]
     assert config.levels["all"].period_steps == 1
 

@@ -178,6 +178,8 @@ def test_long_streams_are_cut_short(tmp_path: Path):
         (["trainer.devices=2"], "trainer.devices"),
         (["levels.all.params=[nothing.*]"], "levels.all.params"),
         (["stream.n_experiences=3"], "stream.n_experiences"),
+        (["optim={_target_: torch.optim.LBFGS}"], "optim._target_"),
+        (["model={_target_: test_dryrun.few}"], "model._target_"),
     ],
 )
 def test_it_refuses_what_the_run_refuses(tmp_path: Path, override: list[str], key: str):
@@ -187,6 +189,19 @@ def test_it_refuses_what_the_run_refuses(tmp_path: Path, override: list[str], ke
         run(config(tmp_path, *override))
     assert told.value.key == key
     assert str(told.value) == str(later.value)
+
+
+def few(n_outputs: int) -> nn.Module:
+    """A model with fewer outputs than the stream has classes."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_outputs - 7))
+
+
+def test_a_model_with_too_few_outputs_is_told_how_many_are_wanted(tmp_path: Path):
+    with pytest.raises(UserError) as error:
+        dry_run(config(tmp_path, "model={_target_: test_dryrun.few}"))
+    assert "the output of test_dryrun.few for (2, 1, 8, 8) is (2, 3)" in str(error.value)
+    assert "3 outputs for the 10 of split_digits" in str(error.value)
+    assert (error.value.seen, error.value.allowed) == ((2, 3), (2, 10))
 
 
 def test_it_says_when_the_first_steps_already_diverge(tmp_path: Path):

@@ -187,7 +187,12 @@ def test_a_level_that_is_given_a_rate_as_an_optimizer_has_it_is_told_where_its_o
     assert caught.value.key == "levels.quick.lr"
 
 
-def test_the_example_in_the_design_document_runs() -> None:
+def examples() -> list[str]:
     text = (Path(__file__).parents[1] / "docs" / "design.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(example, "docs/design.md", "exec"), {"__name__": "example"})
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_examples_in_the_design_document_run(number: int) -> None:
+    assert len(examples()) == 3
+    exec(compile(examples()[number], "docs/design.md", "exec"), {"__name__": "example"})

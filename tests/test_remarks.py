@@ -18,7 +18,7 @@ QUIET = ["tracking=off", "trainer.progress=false", "trainer.epochs=1"]
 @pytest.mark.parametrize(("rate", "said"), [(0.0, True), (0.1, False)])
 def test_a_run_that_learned_nothing_says_so(rate: float, said: bool, tmp_path: Path) -> None:
     told: list[str] = []
-    config = compose([*QUIET, f"optim.lr={rate}", "stream.scenario=domain", f"runs={tmp_path}"])
+    config = compose([*QUIET, "optim=sgd", f"optim.lr={rate}", "stream.scenario=domain", f"runs={tmp_path}"])
     found = run(config, say=told.append).runs[0]
     assert any("nothing was learned" in sentence for sentence in told) == said, found["learning_acc"]
 

@@ -26,10 +26,10 @@ Go = Callable[..., Result]
 
 @pytest.fixture
 def go(tmp_path: Path) -> Go:
-    """Run a small configuration: two passes over split digits unless told otherwise."""
+    """Run a small configuration: two passes over split digits, with SGD, unless told otherwise."""
 
     def call(*overrides: str) -> Result:
-        base = ["trainer.epochs=2", "trainer.progress=false", "tracking=off", f"runs={tmp_path / 'runs'}"]
+        base = ["optim=sgd", "trainer.epochs=2", "trainer.progress=false", "tracking=off", f"runs={tmp_path / 'runs'}"]
         return run(compose([*base, *overrides]))
 
     return call
@@ -180,6 +180,14 @@ def test_regression_is_judged_by_a_loss_with_the_right_signs(go: Go, tmp_path: P
     assert summary["forgetting"] == pytest.approx(r[1, 0] - r[0, 0])
     assert summary["forgetting"] > 0.5
     assert r[0, 0] < 0.3
+
+
+@pytest.mark.parametrize("model", ["transformer", "hope_attention"])
+def test_the_default_optimizer_learns(model: str, tmp_path: Path) -> None:
+    """SGD at 0.05 does not, with these two: it stays where a constant guess is."""
+    quiet = ["trainer.progress=false", "tracking=off", f"runs={tmp_path}"]
+    result = run(compose([f"model={model}", "prefix=1", *quiet]))
+    assert result.runs[0]["learning_acc"] > 0.9
 
 
 def test_a_seed_that_diverges_names_level_and_step_and_keeps_what_it_has(go: Go) -> None:

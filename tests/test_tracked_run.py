@@ -26,7 +26,7 @@ def test_it_can_be_grouped_by_whatever_was_chosen(told: tuple[Result, list[dict[
     (tags,) = (e["values"] for e in told[1] if e["event"] == "tags")
     expected = {
         "stream": "split_digits", "scenario": "class", "model": "mlp", "method": "replay", "levels": "single",
-        "optim": "sgd",
+        "optim": "adamw",
     }  # fmt: skip
     assert expected.items() <= tags.items()
 

@@ -76,7 +76,7 @@ def refused(said: Said, key: str | None, words: list[str]) -> None:
 MNIST = ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "download"]
 LEVEL = "levels.slow={params: ['%s'], period_steps: 2}"
 WRONG = {
-    "unknown key": (["optim.lrr=1"], "optim.lrr", ["'optim.lrr'", "did you mean 'optim.lr'", "optim.momentum"]),
+    "unknown key": (["optim.lrr=1"], "optim.lrr", ["'optim.lrr'", "did you mean 'optim.lr'", "optim.betas"]),
     "unknown section": (["trianer.epochs=1"], "trianer.epochs", ["'trianer.epochs'", "did you mean 'trainer.epochs'"]),
     "unknown key of a level": (["levels.all.period=2"], "levels.all.period",
                                ["did you mean 'levels.all.period_steps'"]),
@@ -94,7 +94,7 @@ WRONG = {
     "too short a list": (["optim=adamw", "optim.betas=[0.9]"], "optim.betas", ["[0.9]", "[float, float]"]),
     "a value for a section": (["checkpoint=3"], "checkpoint", ["3 is not allowed"]),
     "a value for a component": (["stream.source=digits"], "stream.source", ["'digits' is not allowed", "Source"]),
-    "refused by torch": (["optim.lr=-1"], "optim", ["torch.optim.SGD", "-1"]),
+    "refused by torch": (["optim.lr=-1"], "optim", ["torch.optim.AdamW", "-1"]),
     "a value that must be given": (["stream=tensors"], "stream.path", ["a value is needed"]),
     "no seed": (["seeds=[]"], "seeds", ["one or more"]),
     "a seed twice": (["seeds=[1,1]"], "seeds", ["all different"]),
@@ -194,6 +194,9 @@ def test_a_choice_with_the_name_of_one_of_ours(here: Path) -> None:
         (["report", "2026"], ["no run '2026'"]),
         (["sync", "2026"], ["no run '2026'"]),
         (["ui", "--uri", "http://localhost:1"], ["http://localhost:1"]),
+        (["ui", "--runs", "nowhere"], ["nowhere", "no runs to look at", "--runs DIR"]),
+        (["ui"], ["no runs to look at"]),
+        (["show", "checkpiont"], ["'checkpiont'", "did you mean 'checkpoint'"]),
     ],
 )
 def test_every_verb_is_as_clear(arguments: list[str], words: list[str], here: Path) -> None:

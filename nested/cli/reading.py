@@ -24,11 +24,12 @@ def report(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = F
 
 def _pages(names: list[str], runs: str, out: str | None, as_json: bool) -> None:
     from nested import report, rundir
+    from nested.compare import home
     from nested.report.rendering import writing
 
     paths = [rundir.find(n, runs) for n in names]
     loaded = [report.load(p) for p in paths]
-    target = paths[0] / "report.html" if len(paths) == 1 else paths[0].parent / "compare" / "report.html"
+    target = (paths[0] if len(paths) == 1 else home(paths)) / "report.html"
     target = Path(out).expanduser() if out else target
     with writing(target):
         page = report.page(loaded, target)

@@ -44,17 +44,20 @@ def list_choices(
 
 
 def show_choice(
-    choice: Annotated[str, typer.Argument(metavar="group=choice", help="for example model=hope_attention")],
+    choice: Annotated[
+        str | None, typer.Argument(metavar="[group=choice | section]", help="such as model=hope_attention, or trainer")
+    ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
-    """Explain one choice: keys, values, types, bounds, source."""
+    """Explain one choice, or one section of the config: keys, values, types, bounds, source. Without one, list them."""
     from nested import catalog
 
-    group, _, name = choice.partition("=")
-    if not name:
-        raise UserError("write group=choice, for example model=hope_attention", key="show", seen=choice)
-    shown, plain = catalog.describe(group, name, config_dir)
+    group, _, name = (choice or "").partition("=")
+    if name:
+        shown, plain = catalog.describe(group, name, config_dir)
+    else:
+        shown, plain = catalog.describe_section(group, config_dir) if group else catalog.all_sections(config_dir)
     emit(**plain) if as_json else show(shown)
 
 
@@ -133,6 +136,9 @@ def ui(
     from nested import tracking
     from nested.settings import Tracking
 
+    if uri is None and not Path(runs).expanduser().is_dir():
+        text = f"no directory {Path(runs).expanduser().resolve()}, so there are no runs to look at; name the one that "
+        raise UserError(text + "holds them with --runs DIR, or a store with --uri", key="--runs", seen=runs)
     command = tracking.ui_command(Tracking(uri=uri), runs, port)
     say(f"http://127.0.0.1:{port}  (stop with Ctrl-C)")
     os.execvpe(command[0], command, tracking.environment(Tracking().timeout_seconds))

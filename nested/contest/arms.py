@@ -54,6 +54,10 @@ class Arm:
         return self.folder or self.name
 
 
+class Idle(Exception):
+    """The control is of no use to this candidate."""
+
+
 @dataclass(frozen=True)
 class Absent:
     """A control that is left out, and why."""
@@ -128,6 +132,14 @@ def bare(config: Config, facts: Facts) -> Config:
 
 
 def plain(config: Config, facts: Facts) -> Config:
-    """An ordinary network at the candidate's FLOPs: where these are more for each example, it has more epochs."""
+    """An ordinary network at the candidate's FLOPs: where these are more for each example, it has more epochs.
+
+    Raises Idle where no FLOPs are counted to make equal.
+    """
+    ordinary = bare(config, facts)
+    if not on_tokens(config):  # the same computation, whatever is counted of it
+        return ordinary
+    if not facts.flops or not facts.bare_flops:
+        raise Idle("no FLOPs are counted for the candidate, or for an ordinary network: they cannot be made equal")
     epochs = max(1, round(config.trainer.epochs * facts.flops / facts.bare_flops))
-    return replace(bare(config, facts), trainer=replace(config.trainer, epochs=epochs))
+    return replace(ordinary, trainer=replace(config.trainer, epochs=epochs))

@@ -25,6 +25,7 @@ from nested.contest.arms import (
     Absent,
     Arm,
     Facts,
+    Idle,
     Levels,
     checked,
     drift,
@@ -41,10 +42,6 @@ from nested.levels import LevelConfig
 PERIODS = (4.0, 16.0, 64.0)  # of averages, where the candidate has no slow level to take them from
 LOOKAHEAD = 5  # its own default, likewise
 CAPACITY = 200  # samples in replay's memory, where the candidate keeps nothing beside its weights
-
-
-class Idle(Exception):
-    """The control is of no use to this candidate."""
 
 
 def arms(candidate: Config, facts: Facts) -> tuple[list[Arm], list[Absent]]:

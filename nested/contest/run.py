@@ -22,7 +22,9 @@ from nested.contest.verdict import Comparison, compared, frontier
 from nested.continuing import config_difference
 from nested.dryrun import dry_run
 from nested.errors import NestedError, UserError
+from nested.plan import judged
 from nested.prepare import check, prepare, rehearse
+from nested.remarks import constant_guess
 from nested.streams.stream import Stream
 
 Say = Callable[[str], None]
@@ -117,14 +119,17 @@ def conclude(
     lower, own = stream.lower_is_better, asked.factors.index(1.0)
     curves = {s.arm.name: s.curve(lower) for s in table if s.arm.ordered}
     candidate = curves.pop("candidate")
-    against = compared(candidate, curves, own)
     name, orders = there[0].title, len(asked.candidate.seed_list())
-    fights = [wording.Against(s.arm, against[s.arm.name], _ratio(s, table[0], own)) for s in table[1:] if s.arm.ordered]
+    nothing = _nothing_learned(name, table[0], stream, asked)
+    against = compared(candidate, {} if nothing else curves, own)
+    fights = [
+        wording.Against(s.arm, against.get(s.arm.name), _ratio(s, table[0], own)) for s in table[1:] if s.arm.ordered
+    ]
     levels = len(on_stream(asked.candidate)) + len(on_tokens(asked.candidate))
     record = {
         "format": 1, "name": asked.path.name, "command": asked.command, "candidate": name,
-        "sentences": wording.verdict(name, fights, stream.measure),
-        "caveats": wording.caveats(len(asked.factors), orders, levels),
+        "sentences": [nothing] if nothing else wording.verdict(name, fights, stream.measure),
+        "caveats": wording.caveats(len(asked.factors), orders, levels, table[0].mean("flops", own) != 0),
         "stream": stream.name, "scenario": stream.scenario, "experiences": len(stream.experiences),
         "lower_is_better": lower, "measure": stream.measure, "parts": list(asked.candidate.evaluate.parts),
         "factors": list(asked.factors), "seeds": asked.candidate.seed_list(),
@@ -139,6 +144,16 @@ def conclude(
         shutil.rmtree(figures)  # of an earlier verdict
     pages.page(record, asked.path / PAGE)
     return Found(asked.path, record)
+
+
+def _nothing_learned(name: str, candidate: Standing, stream: Stream, asked: Request) -> str | None:
+    """The sentence about a candidate that is no better than a constant guess at any rate."""
+    guess = constant_guess(stream, judged(asked.candidate.evaluate.parts))
+    means = [candidate.mean("learning_acc", factor) for factor in range(len(asked.factors))]
+    learned = max((m for m in means if m is not None), default=None)
+    if guess is None or learned is None or learned > guess:
+        return None
+    return wording.nothing(name, learned, guess)
 
 
 def _trainings(table: Sequence[Standing]) -> list[Standing]:

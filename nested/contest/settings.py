@@ -15,19 +15,19 @@ from typing import Annotated, Any
 from nested.config import Config, compose, read_override
 from nested.contest.arms import REPLAY
 from nested.errors import UserError
-from nested.signature import Bound, checked, locate
+from nested.signature import Bound, checked, locate, value_of
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+WORKERS = 2
 OURS = ("seeds=10", "evaluate.parts=[test]", "trainer.threads=1", "trainer.progress=false")  # before the user's own
 
 
 @dataclass(frozen=True)
 class Contest:
-    """How many rates and processes, and under which name."""
+    """Which rates, and under which name."""
 
     factors: list[Annotated[float, Bound(gt=0)]] | None = None  # of the candidate's rate; null = FACTORS
     name: str | None = None  # of its directory; null = contest-<stream>-<model>-<levels>
-    workers: Annotated[int, Bound(ge=1)] = 2
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def request(words: Iterable[str], config_dir: str | Path | None = None) -> Reque
     words = list(words)
     mine = [w for w in words if re.match(r"(contest|workers)(?=[.=]|$)", w)]
     values: dict[str, Any] = {k.removeprefix("contest."): v for k, v in map(read_override, mine)}
+    workers = value_of(values.pop("workers", WORKERS), Annotated[int, Bound(ge=1)], "workers")
     asked = Contest(**checked(Contest, values, "contest"))
     theirs = [w for w in words if w not in mine]
     if any(w.startswith("seed=") for w in theirs):
@@ -54,7 +55,7 @@ def request(words: Iterable[str], config_dir: str | Path | None = None) -> Reque
     _check_candidate(candidate)
     where = [] if config_dir is None else ["--config-dir", str(config_dir)]
     return Request(
-        candidate, _factors(asked.factors), asked.workers,
+        candidate, _factors(asked.factors), workers,
         Path(candidate.runs).expanduser().resolve() / _name(asked.name, candidate),
         shlex.join(["nested", "contest", *words, *where]),
     )  # fmt: skip

@@ -26,6 +26,13 @@ class Against:
         return self.arm.config.method["_target_"] == EMA
 
 
+def nothing(name: str, learned: float, guess: float) -> str:
+    """The verdict on a candidate that answers no better than a constant guess at its best rate."""
+    text = f"its learning accuracy is at most {learned:.3f}, that of a constant guess {guess:.3f}"
+    how = "take other rates (contest.factors), more epochs or another optimizer, such as optim=adamw"
+    return f"{_capital(name)} learned nothing at any rate, so that there is nothing to compare: {text}; {how}."
+
+
 def verdict(name: str, fights: Sequence[Against], measure: str) -> list[str]:
     """Sentences, the one that counts first. `name` is the candidate's, `measure` the word for its score."""
     known = [a for a in fights if a.found is not None]
@@ -59,9 +66,11 @@ def verdict(name: str, fights: Sequence[Against], measure: str) -> list[str]:
     return said
 
 
-def caveats(rates: int, orders: int, levels: int) -> list[str]:
-    """What a reader must know before believing it."""
+def caveats(rates: int, orders: int, levels: int, counted: bool = True) -> list[str]:
+    """What a reader must know before believing it; `counted`: whether the candidate's step has FLOPs."""
     said = []
+    if not counted:
+        said.append("No FLOPs are counted for the candidate, which has no matrix product: equal FLOPs are equal steps.")
     if levels == 1:
         said.append("The candidate has one level: nothing here is about levels; it meets averages, heads and replay.")
     if rates < FEW_RATES:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nested import lazy
 
 if TYPE_CHECKING:
     from nested.optim.associative_adam import AssociativeAdam
@@ -24,18 +25,15 @@ __all__ = [
     "PreconditionedMomentum",
 ]
 
-_homes = {
-    "AssociativeAdam": "nested.optim.associative_adam",
-    "DeepMomentum": "nested.optim.deep_momentum",
-    "DeltaGradientDescent": "nested.optim.delta_gradient_descent",
-    "DeltaMomentum": "nested.optim.delta_momentum",
-    "M3": "nested.optim.m3",
-    "Muon": "nested.optim.muon",
-    "PreconditionedMomentum": "nested.optim.preconditioned_momentum",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _homes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_homes[name]), name)
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "AssociativeAdam": "associative_adam",
+        "DeepMomentum": "deep_momentum",
+        "DeltaGradientDescent": "delta_gradient_descent",
+        "DeltaMomentum": "delta_momentum",
+        "M3": "m3",
+        "Muon": "muon",
+        "PreconditionedMomentum": "preconditioned_momentum",
+    },
+)

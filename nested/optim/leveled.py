@@ -18,7 +18,7 @@ from nested.errors import Diverged, UserError
 from nested.levels import Level, assign, due, ticks
 from nested.optim.schedule import rate_factor
 from nested.settings import Schedule
-from nested.signature import build
+from nested.signature import accepts, build
 
 PATIENCE = 10  # non-finite gradients in a row that end the run
 
@@ -206,9 +206,20 @@ def leveled(
         level = next(level for level in levels if level.name == name)
         where = f"levels.{name}.optim" if level.rule else "optim"
         rules[name] = build(level.rule or optim, where, params=[parameters[n] for n in members], model=model)
+        _check_steps_alone(rules[name], where)
         if level.lr_scale != 1.0:
             _scale(rules[name], level)
     return Leveled(levels, rules, clip_norm, at_border, schedule)
+
+
+def _check_steps_alone(rule: torch.optim.Optimizer, where: str) -> None:
+    """Raise UserError for an optimizer that computes the loss again within a step."""
+    if not accepts(rule.step, 0):
+        name = type(rule).__name__
+        text = f"{name}.step needs a closure, by which it computes loss and gradient as often as it likes within a step"
+        text += "; not supported: a tick of the stream clock is one backward pass, whose gradient the levels gather; "
+        text += "take an optimizer whose step needs none, such as torch.optim.AdamW"
+        raise UserError(text, key=f"{where}._target_", seen=name)
 
 
 def _scale(rule: torch.optim.Optimizer, level: Level) -> None:

@@ -70,7 +70,7 @@ class M3(MatrixRule):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: Rate = 0.02,
+        lr: Rate = 0.005,
         beta1: Decay = 0.95,
         beta2: Decay = 0.999,
         beta3: Decay = 0.9,

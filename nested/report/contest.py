@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nested.report import tables
-from nested.report.drawing import INK, MUTED, blank, colour, drawn, marker, shorten
+from nested.report.drawing import INK, MUTED, blank, colour, drawn, marker, shorten, wrapped
 from nested.report.inline import inline_svg, save_png
 from nested.report.pairs import p_value
 from nested.report.planes import Cloud, Point, forgetting_against_learning
@@ -19,6 +19,7 @@ from nested.report.tables import Cell, Grid
 from nested.report.wording import NONE, heading, large, memory, plus_minus, score, seconds
 
 Json = dict[str, Any]
+WIDEST = 78  # characters of a line below the differences
 OUTCOMES = {"less": "the candidate", "more": "this control", "even": "neither", "apart": "no comparison"}
 
 
@@ -75,7 +76,7 @@ def _cloud(slot: int, arm: Json) -> Cloud:
 @drawn
 def differences(arms: Sequence[tuple[int, Json]], candidate: str) -> Any:
     """One row for each control: single orders faint, the mean with its interval; hollow where frontiers do not meet."""
-    figure, axes = blank(6.4, 1.1 + 0.27 * len(arms))
+    figure, axes = blank(6.4, 1.25 + 0.27 * len(arms))
     for row, (slot, arm) in enumerate(arms):
         c, shade = arm["against"], colour(slot)
         dots = [d for d in c["differences"] if d is not None]
@@ -88,7 +89,8 @@ def differences(arms: Sequence[tuple[int, Json]], candidate: str) -> Any:
     axes.set_yticks(range(len(arms)), [shorten(a["title"], 42) for _, a in arms], color=INK)
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"forgets more than {shorten(candidate, 40)}  (left of 0: less)")
+    below = f"{wrapped(f'forgets more than {candidate}', WIDEST)}\n(left of 0: less)"
+    figure.supxlabel(below, fontsize=9.5, color=INK)  # below the names, too: a long one has no room below the axes
     return figure
 
 

@@ -132,8 +132,9 @@ def swept(key: str) -> bool:
 
 def _lines(members: Sequence[Member]) -> Iterator[Sweep]:
     """Members that are equal but for rates and periods, as lines along the one that has the most values."""
-    columns = {k: [_plain(m.run.config.get(k)) for m in members] for m in members for k in m.run.config if swept(k)}
-    varied = {k: column for k, column in sorted(columns.items()) if len(set(column)) > 1}
+    keys = sorted({k for m in members for k in m.run.config if swept(k)})
+    columns = {k: [_plain(m.run.config.get(k)) for m in members] for k in keys}
+    varied = {k: column for k, column in columns.items() if len(set(column)) > 1}
     if not varied:
         yield from map(_alone, members)
         return

@@ -48,7 +48,8 @@ def one_label_space(
     """The stream of tasks whose labels mean the same in all of them, so that ranks within a task would mean nothing.
 
     In the domain scenario one head has every label that occurs in a task used; in the task scenario heads are separate.
+    What is asked for at a position follows from what stands up to it, and in most tasks shows in what comes next.
     """
     shared = "class" if scenario == "domain" else scenario
     made = by_task(source, scenario=shared, boundary=boundary, blur=blur, repeats=repeats, seed=seed)
-    return replace(made, scenario=scenario)
+    return replace(made, scenario=scenario, causal=True)

@@ -140,6 +140,7 @@ class Stream:
     task_outputs: Tensor  # (tasks, n_outputs) bool: outputs each task may use; all of them but in the task scenario
     vocabulary: int | None = None  # samples are int64 tokens below it; None: samples are floats
     language: bool = False  # targets are the next tokens, all judged by the bits they cost
+    causal: bool = False  # later inputs give answers away, so that no model may see them; of language always so
     token_bytes: Tensor | None = None  # (vocabulary,) int64: bytes of text that each token stands for; None: one
     about: Mapping[str, str] = field(default_factory=dict)  # where the data come from, for the record
 

@@ -17,11 +17,11 @@ from nested.config import from_dict, read_override
 from nested.continuing import FREE, config_difference, told
 from nested.errors import UserError
 from nested.settings import Config
-from nested.signature import checked
+from nested.signature import checked, value_of
 from nested.tuning import recipe, search, worth
 from nested.tuning.choice import chosen
 from nested.tuning.controls import Arm, Wanted, begins, elsewhere, one_level
-from nested.tuning.settings import Request
+from nested.tuning.settings import Count, Request
 from nested.tuning.space import override
 from nested.tuning.study import Study
 from nested.tuning.worth import Stream
@@ -54,7 +54,7 @@ def best(words: Sequence[str], config_dir: str | None, say: Say) -> Worth:
 
     Raises UserError before anything is trained, KeyboardInterrupt when it is stopped: the same command goes on.
     """
-    study, wanted, about_stream = _asked(words, config_dir)
+    study, wanted, workers, about_stream = _asked(words, config_dir)
     first = chosen(study, wanted.k)
     if not first:
         within = " and within the budget" if study.objective.budget else ""
@@ -65,7 +65,7 @@ def best(words: Sequence[str], config_dir: str | None, say: Say) -> Worth:
     names = recipe.names(wanted.recipe or study.name, len(tuned), study)
     arms = [*tuned, *([] if tuned[0].trial == default(study) else [Arm("defaults", "defaults", study.request)])]
     other = elsewhere(study, tuned[0], wanted, about_stream, notes)
-    arms += one_level(study, wanted, seeds, say)
+    arms += one_level(study, wanted, seeds, workers, notes, say)
     streams, unsent = [], False
     try:
         for choice in [None, *([other] if other else [])]:
@@ -86,9 +86,10 @@ def best(words: Sequence[str], config_dir: str | None, say: Say) -> Worth:
     return found
 
 
-def _asked(words: Sequence[str], config_dir: str | None) -> tuple[Study, Wanted, list[str]]:
-    """The study, what is wanted, words about the other stream."""
+def _asked(words: Sequence[str], config_dir: str | None) -> tuple[Study, Wanted, int, list[str]]:
+    """The study, what is wanted, how many workers tune one level, words about the other stream."""
     mine = dict(read_override(w) for w in words if begins(w, "best") or w.startswith("workers="))
+    workers = value_of(mine.pop("workers", 1), Count, "workers")
     wanted = Wanted(**checked(Wanted, {k.removeprefix("best."): v for k, v in mine.items()}, "best"))
     about_stream = [w for w in words if w.startswith(("stream.", "data.")) and "=" in w]
     if about_stream and wanted.stream is False:
@@ -98,7 +99,7 @@ def _asked(words: Sequence[str], config_dir: str | None) -> tuple[Study, Wanted,
     if config_dir:
         where = str(Path(config_dir).resolve())
         study.request = Request.from_dict({**study.request.as_dict(), "config_dir": where})
-    return study, wanted, about_stream
+    return study, wanted, workers, about_stream
 
 
 def fresh(wanted: int | list[int], tuned: Sequence[int]) -> list[int]:

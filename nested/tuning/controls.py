@@ -24,14 +24,13 @@ OFFLINE = {  # streams that need no download, in the order in which another one 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What `best.*` says."""
+    """What `nested tune best` runs again, on which seeds and streams, and beside what."""
 
     k: Literal[1, 2, 3] = 1  # so many of the best
     seeds: Count | list[Seed] = 5  # a number: the first ones that were not tuned on
     stream: str | bool = True  # another stream; true: one that needs no download; false: none
     single: str | bool = True  # a study of one level, by name; true: STUDY-single, begun if there is none; false: none
     recipe: str | None = None  # its name; null: the study's
-    workers: Count = 1  # that tune one level, written workers=N
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,19 @@ def begins(word: str, group: str) -> bool:
 # -- one level ---------------------------------------------------------------------------------------------------------
 
 
-def one_level(study: Study, wanted: Wanted, seeds: Sequence[int], say: search.Say) -> list[Arm]:
-    """One level, tuned with as many trials: the study is begun, or goes on."""
+def one_level(
+    study: Study, wanted: Wanted, seeds: Sequence[int], workers: int, notes: list[str], say: search.Say
+) -> list[Arm]:
+    """One level, tuned with as many trials: the study is begun, or goes on. Why there is none joins the notes."""
     if wanted.single is False:
+        return []
+    if wanted.single is True and has_one_level(study):
+        notes.append("No tuned single level stands beside it: the study itself tuned one level that learns every step.")
         return []
     if isinstance(wanted.single, str):
         control = search.named(wanted.single, study.path.parent)
     else:
-        asked = replace(single(study), workers=wanted.workers)
+        asked = replace(single(study), workers=workers)
         say(f"one level, tuned with {asked.tune.n_trials} trials: {asked.tune.study}")
         try:
             control = search.pursue(asked, say).study
@@ -86,6 +90,12 @@ def one_level(study: Study, wanted: Wanted, seeds: Sequence[int], say: search.Sa
         raise UserError(text, key="best.single", seen=control.name)
     key = f"single-trial-{found[0].number:04d}"
     return [Arm(f"one level, tuned, trial {found[0].number}", key, control.request, found[0].params, found[0].number)]
+
+
+def has_one_level(study: Study) -> bool:
+    """Whether every trial has the one level that the control would have."""
+    ours, theirs = (list(asked.config().level_configs().values()) for asked in (study.request, single(study)))
+    return ours == theirs and not any(begins(d.path, "levels") for d in study.dimensions)
 
 
 def single(study: Study) -> Request:

@@ -5,7 +5,9 @@ The number of trials may grow, workers and storage may change; anything else is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from nested.tuning import storage
 from nested.tuning.objective import Objective
 from nested.tuning.settings import Request
 from nested.tuning.space import Dimension
-from nested.tuning.study import RECORD, Study, held
+from nested.tuning.study import CLAIMS, RECORD, Study, held
 
 FORMAT = 1
 
@@ -78,7 +80,7 @@ def create(
         "label": config.name(), "choices": config.choices,
     }  # fmt: skip
     record["request"]["tune"]["storage"] = record["storage"]
-    with held(path):
+    with held(path), _nothing_left(path):
         if (path / RECORD).is_file():
             before = rundir.read_json(path / RECORD)
             _check_same(path.name, before, wanted, n_trials)
@@ -88,6 +90,20 @@ def create(
             _found(path, config, uri, objective, request.tune.grace_seconds)
         rundir.write_json(path / RECORD, record)
     return Study(path)
+
+
+@contextlib.contextmanager
+def _nothing_left(path: Path) -> Iterator[None]:
+    """Take what was made of a study away again where it does not come to be, if nothing else is in its directory."""
+    there = {f.name for f in path.iterdir()} - {CLAIMS}
+    try:
+        yield
+    except BaseException:
+        if not there:
+            shutil.rmtree(path)
+        elif RECORD not in there:
+            (path / CLAIMS).unlink()
+        raise
 
 
 def _check_same(name: str, before: Mapping[str, Any], wanted: Mapping[str, Any], n_trials: int) -> None:

@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 
     from nested.tuning.settings import Tune
 
+GUIDED = 10  # draws of a trial by the sampler that is asked for, until one can be run
 POPULATION = 10  # of NSGA-II: Optuna's 50 is longer than most studies, whose trials would all be random
 
 
-def seed_of(seed: int, number: int) -> int:
-    """A seed for one trial, unlike those of its neighbours."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest(), "big")
+def seed_of(seed: int, number: int, draw: int = 0) -> int:
+    """A seed for one trial, unlike those of its neighbours; another one for each time that it is drawn."""
+    text = f"{seed}/{number}" + (f"/{draw}" if draw else "")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
-def sampler(tune: Tune, number: int) -> BaseSampler:
-    """The sampler of trial `number`."""
+def sampler(tune: Tune, number: int, draw: int = 0) -> BaseSampler:
+    """The sampler of trial `number`; one that keeps proposing what cannot be run gives way to chance."""
     from optuna import samplers
 
-    seed = seed_of(tune.seed, number)
+    seed = seed_of(tune.seed, number, draw)
+    if draw >= GUIDED:
+        return samplers.RandomSampler(seed=seed)
     if tune.sampler == "tpe":
         return samplers.TPESampler(seed=seed)
     if tune.sampler == "gp":

@@ -18,7 +18,7 @@ from nested.tuning import launcher, pruning, samplers, space, storage
 from nested.tuning.founding import create, difference, spec
 from nested.tuning.objective import Objective, objective
 from nested.tuning.settings import Request, request
-from nested.tuning.study import RECORD, Study
+from nested.tuning.study import RECORD, REFUSED, Study
 from nested.tuning.workers import RUNNER, crewed, name_of_worker, stoppable, work
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Found:
         counts["waiting"] += self.study.n_trials - len(trials)  # slots not made yet
         return {
             "study": self.study.name, "path": str(self.study.path), "trials": self.study.n_trials, **counts,
+            "drawn_again": sum(map(refused, trials)),
             "objective": list(self.study.objective.names), "directions": list(self.study.objective.directions),
             "best": [{"trial": t.number, "values": t.values, "params": t.params} for t in self.best],
         }  # fmt: skip
@@ -62,7 +63,8 @@ def tune(words: Iterable[str], config_dir: str | Path | None, say: Say, runner: 
 def pursue(asked: Request, say: Say, runner: str = RUNNER) -> Found:
     """As `tune`, for a request that has been read already."""
     from nested import tracking
-    from nested.prepare import check, rehearse
+    from nested.prepare import check
+    from nested.tuning import feasible
 
     config = asked.config()
     check(config)
@@ -71,7 +73,7 @@ def pursue(asked: Request, say: Say, runner: str = RUNNER) -> Found:
     if asked.launcher:
         launcher.check(asked.launcher)
     dimensions = space.fitted(space.read(asked.tune.space), asked.config)
-    stream = rehearse(config)
+    stream = feasible.first(asked, config, dimensions)
     n = min(len(stream.experiences), asked.tune.prefix or len(stream.experiences))
     sought = objective(asked.tune.objective, asked.tune.budget, n, _ordered(config), stream.lower_is_better)
     pruning.check(asked.tune, len(sought.names), len(config.seed_list()))
@@ -206,8 +208,14 @@ def line(study: Study, trial: FrozenTrial) -> str:
     ended = {"COMPLETE": "", "FAIL": f"failed: {trial.user_attrs.get('reason')}"}
     pruned = f"pruned after {reached(study, trial)} of {len(study.seeds) * study.experiences} experiences"
     over = "" if pruning.within_budget(trial) else "over budget"
-    parts = (f"trial {trial.number}", values, params, ended.get(trial.state.name, pruned), over)
+    drawn = f"drawn {refused(trial) + 1} times" if refused(trial) else ""
+    parts = (f"trial {trial.number}", values, params, drawn, ended.get(trial.state.name, pruned), over)
     return "  ".join(p for p in parts if p)
+
+
+def refused(trial: FrozenTrial) -> int:
+    """How many draws of its values could not be run."""
+    return int(trial.user_attrs.get(REFUSED, (0, ""))[0])
 
 
 def reached(study: Study, trial: FrozenTrial) -> int:
@@ -250,7 +258,22 @@ def found(study: Study) -> Found:
 
 
 def verdict(study: Study) -> str:
-    """What came of the study, beside its defaults."""
+    """What came of the study, beside its defaults, and what of the space could not be run."""
+    return "; ".join([_beside_defaults(study), *_not_run(study)])
+
+
+def _not_run(study: Study) -> list[str]:
+    trials, said = study.trials(), []
+    if again := [t for t in trials if refused(t)]:
+        n = sum(map(refused, again))
+        said.append(f"{n} draws could not be run and were drawn again, the first {again[0].user_attrs[REFUSED][1]}")
+    if failed := [t for t in trials if t.state.name == "FAIL"]:
+        about = f"trial {failed[0].number} ({space.told(failed[0].params)}): {failed[0].user_attrs.get('reason')}"
+        said.append(f"{len(failed)} of {study.n_trials} trials failed, the first {about}")
+    return said
+
+
+def _beside_defaults(study: Study) -> str:
     first, default = best(study), next(iter(study.trials()), None)
     said = f"{study.name}: {best_line(study)}"
     if not first or default is None or not study.record["defaults_first"]:

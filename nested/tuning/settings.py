@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from nested.config import chosen, composed, composer, options, read_override
 from nested.errors import UserError, unknown
 from nested.settings import Config, Seed
-from nested.signature import Bound, arguments, checked
+from nested.signature import Bound, arguments, checked, value_of
 from nested.tuning.space import BOUNDS
 
 Count = Annotated[int, Bound(ge=1)]
@@ -33,9 +33,9 @@ class Tune:
     objective: str | list[str] = "acc"  # one of a run's values, or several: then a Pareto front is searched
     budget: dict[str, Any] | None = None  # {flops: most} or {seconds: most} of training, for each seed
     n_trials: Count = 40  # may grow later; a grid has as many as it has points
-    sampler: Literal["tpe", "gp", "nsga2", "cmaes", "random", "grid"] = "tpe"
+    sampler: Literal["tpe", "gp", "nsga2", "cmaes", "random", "grid"] = "tpe"  # that proposes trials
     seed: Seed = 0  # of the sampler; the runs' seeds are the config's
-    pruner: Literal["median", "hyperband", "wilcoxon", "none"] = "median"
+    pruner: Literal["median", "hyperband", "wilcoxon", "none"] = "median"  # that ends trials early
     startup: Count = 5  # median: whole trials before any is pruned
     warmup: Annotated[int, Bound(ge=0)] = 1  # median: experiences of a trial before it is pruned
     reduction: Annotated[int, Bound(ge=2)] = 3  # hyperband: one in so many goes on
@@ -50,7 +50,7 @@ class Tune:
 class Launcher:
     """Where workers run that are no processes of this command: jobs by submitit."""
 
-    cluster: Literal["local", "slurm"]
+    cluster: Literal["local", "slurm"]  # local: processes of this machine, as jobs
     timeout_min: Count = 1440  # of a job; one that runs out is queued again and goes on
     options: dict[str, Any] = field(default_factory=dict)  # as submitit names them: slurm_partition, cpus_per_task
 
@@ -102,7 +102,7 @@ def request(words: Iterable[str], config_dir: str | Path | None = None) -> Reque
     values = dict(map(read_override, mine))
     choice = _choice(values.pop("tune", None), "tune", config_dir)
     launcher = _choice(values.pop("launcher", None), "launcher", config_dir)
-    workers = checked(_Workers, {"workers": values.pop("workers", 1)}, "command")["workers"]
+    workers = value_of(values.pop("workers", 1), Count, "workers")
     section = _changed(_file("tune", choice, config_dir), _below(values, "tune"))
     if not section.get("space"):
         text = "nothing is searched; choose a space, such as tune=rate, or tune.space.optim.lr.low=0.01 and .high=1"
@@ -114,11 +114,6 @@ def request(words: Iterable[str], config_dir: str | Path | None = None) -> Reque
         job = Launcher(**checked(Launcher, job, "launcher"))
     where = None if config_dir is None else str(Path(config_dir).resolve())
     return Request(tune, [w for w in words if w not in mine], workers, job, choice or "own", where)
-
-
-@dataclass(frozen=True)
-class _Workers:
-    workers: Count = 1
 
 
 def _choice(value: Any, group: str, config_dir: str | Path | None) -> str | None:

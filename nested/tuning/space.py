@@ -88,6 +88,10 @@ class Dimension:
         count = math.floor((self.high - self.low) / step + 1e-8) + 1
         return [self.low + i * step for i in range(count)]
 
+    def ends(self) -> Sequence[Scalar]:
+        """The bounds of a range, or all choices."""
+        return self.choices if self.choices is not None else (self.low, self.high)
+
     def as_dict(self) -> dict[str, Any]:
         """What a file would say of it."""
         if self.choices is not None:
@@ -165,14 +169,10 @@ def fitted(dimensions: Iterable[Dimension], compose: Compose) -> list[Dimension]
 
 
 def _fitted(d: Dimension, compose: Compose) -> Dimension:
-    composed = [value_at(compose([override(d.path, v)]), d.path) for v in _ends(d)]
+    composed = [value_at(compose([override(d.path, v)]), d.path) for v in d.ends()]
     if d.choices is None and d.whole and isinstance(composed[0], float):
         return replace(d, low=float(d.low), high=float(d.high), step=d.step and float(d.step))
     return d
-
-
-def _ends(d: Dimension) -> Sequence[Scalar]:
-    return d.choices if d.choices is not None else (d.low, d.high)
 
 
 def value_at(config: Config, path: str) -> Any:
@@ -212,6 +212,11 @@ def _shown(d: Dimension) -> str:
 def override(path: str, value: Scalar) -> str:
     """`path=value` as the command line takes it."""
     return f"{path}={spelled(value)}"
+
+
+def told(values: Mapping[str, Scalar]) -> str:
+    """A point of the space in a sentence."""
+    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else override(k, v) for k, v in values.items())
 
 
 def spelled(value: Any) -> str:

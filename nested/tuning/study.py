@@ -13,26 +13,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nested import rundir
 from nested.errors import UserError
 from nested.tuning import pruning, samplers, storage
 from nested.tuning.objective import Objective
 from nested.tuning.settings import Request
-from nested.tuning.space import Dimension
+from nested.tuning.space import Dimension, Scalar, told
 
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial, Trial
 
+    from nested.tuning.feasible import Rehearsal
+
 RECORD = "study.json"
+CLAIMS = ".claims"  # the file that is locked
 AHEAD = 8  # slots that wait: every look at the trials reads all of them, and thousands would slow down each report
+DRAWS = 100  # of one trial's values, until some can be run
+REFUSED = "refused"  # the user attribute of a trial: how many draws could not be run, and the first with the reason
 MOST_DEATHS = 5  # workers that may die on one trial before it counts as failed
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)  # of a disk without them, where SQLite does not work either
 
@@ -58,6 +64,13 @@ class Study:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @cached_property
+    def rehearsal(self) -> Rehearsal:
+        """Tells which values can be run."""
+        from nested.tuning.feasible import Rehearsal
+
+        return Rehearsal(self.request)
 
     @cached_property
     def storage(self) -> BaseStorage:
@@ -135,17 +148,33 @@ class Study:
         return None
 
     def _draw(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Give a trial all its values at once, as Optuna's fixed ones.
+        """Give a trial all its values at once, as Optuna's fixed ones: the first drawn that can be run.
 
         Were they suggested one by one, a worker killed between two would leave a trial whose second value is drawn
-        anew, with the numbers that the first had.
+        anew, with the numbers that the first had. Where none of `DRAWS` can be run, the trial has the last, and fails.
         """
         fixed = dict(trial.system_attrs.get("fixed_params", {}))
         if all(d.path in fixed for d in self.dimensions):
             return
-        sampler = study.sampler
+        refused: list[str] = []
+        values = fixed
+        for draw in range(DRAWS):
+            values = self._drawn(study, trial, fixed, draw)
+            refusal = self.rehearsal.refusal(values)
+            if refusal is None:
+                break
+            refused.append(f"{told(values)}: {refusal}")
+        if refused:
+            self.storage.set_trial_user_attr(trial._trial_id, REFUSED, [len(refused), refused[0]])
+        self.storage.set_trial_system_attr(trial._trial_id, "fixed_params", values)
+
+    def _drawn(
+        self, study: optuna.Study, trial: FrozenTrial, fixed: Mapping[str, Scalar], draw: int
+    ) -> dict[str, Scalar]:
+        sampler = samplers.sampler(self.request.tune, trial.number, draw)
         together = sampler.infer_relative_search_space(study, trial)
         values = sampler.sample_relative(study, trial, together)
+        drawn = dict(fixed)
         for d in self.dimensions:
             if d.path in fixed:
                 continue
@@ -154,8 +183,8 @@ class Study:
                 found = d.points()[0]
             elif d.path not in values or not d.holds(found):
                 found = sampler.sample_independent(study, trial, d.path, d.distribution())
-            fixed[d.path] = found
-        self.storage.set_trial_system_attr(trial._trial_id, "fixed_params", fixed)
+            drawn[d.path] = found
+        return drawn
 
     def put_back(self, trial_id: int, worker: str | None, died: bool = False) -> bool:
         """Let a trial wait again, if it is still this worker's. One on which too many died is a failed one."""
@@ -214,16 +243,28 @@ class Study:
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold the directory of a study: one process at a time on this machine, or on a disk that locks for several."""
-    with rundir.said(path):
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".claims").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
+    while True:
+        with rundir.said(path):
+            path.mkdir(parents=True, exist_ok=True)
+            file = (path / CLAIMS).open("w")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            if not _is_at(file, path / CLAIMS):
+                continue  # whoever held it has taken the directory away: a study that came to nothing
+            yield
+            return
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _states(*names: str) -> tuple[Any, ...]:

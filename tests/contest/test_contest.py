@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from nested.run import run_trial
 
 SMALL = [
     "stream=split_digits", "model.hidden=[8]", "prefix=2", "trainer.epochs=2", "trainer.batch_size=32", "seeds=2",
+    "optim=sgd", "optim.lr=0.2",
     "trainer.allow_idle=true", "contest.factors=[0.5,1]", "label='<b>mine</b>'", "contest.name=small",
     "levels={fast: {params: rest, period_steps: 1}, slow: {params: ['head.*'], period_steps: 4}}",
 ]  # fmt: skip
@@ -119,6 +121,39 @@ def test_an_average_trains_as_the_ordinary_network(whole: story.Found):
     assert views["raw"] == ordinary["model"]
 
 
+def doctored(found: story.Found, runs: Path, which: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The record of the same contest, had some of its summaries been others."""
+    shutil.copytree(found.path, runs / "small")
+    for file in (runs / "small").glob(f"{which}/seed-*/summary.json"):
+        summary = json.loads(file.read_text())
+        change(summary)
+        file.write_text(json.dumps(summary))
+    return fight(runs).record
+
+
+def test_a_candidate_that_learned_nothing_gets_no_verdict_and_is_compared_with_nobody(
+    whole: story.Found, tmp_path: Path
+):
+    record = doctored(whole, tmp_path, "candidate-*", lambda summary: summary.update(learning_acc=0.4))
+    (sentence,) = record["sentences"]
+    assert "learned nothing at any rate, so that there is nothing to compare" in sentence
+    assert "at most 0.400" in sentence
+    assert not any(arm["against"] for arm in record["arms"])
+    assert not (tmp_path / "small" / "figures" / "differences.png").exists()
+
+
+def test_one_rate_at_which_it_learned_is_enough_for_a_verdict(whole: story.Found, tmp_path: Path):
+    record = doctored(whole, tmp_path, "candidate-0.5", lambda summary: summary.update(learning_acc=0.4))
+    assert "learned nothing" not in record["sentences"][0]
+
+
+def test_without_flops_that_are_counted_there_is_a_verdict_and_the_page_says_so(whole: story.Found, tmp_path: Path):
+    record = doctored(whole, tmp_path, "*", lambda summary: summary["cost"].update(flops=0))
+    assert "equal FLOPs are equal steps" in record["caveats"][0]
+    assert {arm["times"]["flops"] for arm in record["arms"]} == {None}
+    assert "No FLOPs are counted" in (tmp_path / "small" / "report.html").read_text()
+
+
 # -- that it goes on ---------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +177,7 @@ def test_for_people_the_verdict_comes_first_and_then_the_page(whole: story.Found
 
 
 def test_another_candidate_under_the_same_name_is_refused_with_the_difference(whole: story.Found):
-    with pytest.raises(UserError, match=r"optim.lr: recorded 0.05, now 0.1. Give this contest a name") as error:
+    with pytest.raises(UserError, match=r"optim.lr: recorded 0.2, now 0.1. Give this contest a name") as error:
         fight(whole.path.parent, "optim.lr=0.1")
     assert error.value.key == "contest.name"
 
@@ -211,7 +246,8 @@ def test_a_killed_process_costs_the_cell_in_hand_alone(tmp_path: Path, monkeypat
         (["contest.factors=[0,1]"], "contest.factors[0]", "0 is not allowed"),
         (["contest.rates=[1,2]"], "contest.rates", "unknown key"),
         (["contest.name=../x"], "contest.name", "letters, digits"),
-        (["workers=0"], "contest.workers", "0"),
+        (["workers=0"], "workers", "0 is not allowed; allowed: int >= 1"),
+        (["workers=many"], "workers", "'many' is not allowed"),
         (["optim.lr=high"], "optim.lr", "high"),
     ],
 )

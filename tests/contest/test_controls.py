@@ -1,6 +1,7 @@
 """Every control's config, by hand; what it promises of updates and FLOPs, counted in tiny runs."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,6 +203,25 @@ def test_what_depends_on_the_candidate_is_measured_on_it():
     assert len(stream.experiences) == facts.experiences == 2
     assert facts.sample_bytes == 64 * 4 + 8
     assert facts.flops == facts.bare_flops == 2 * (2 * 64 * 8 + 3 * 8 * 10)  # no gradient of the input
+
+
+def test_where_no_flops_are_counted_an_ordinary_network_has_as_many_epochs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    config = candidate("stream=split_digits", "model={_target_: elementwise.Elementwise}")
+    facts, _ = measure(config)
+    assert facts.flops == facts.bare_flops == 0
+    found = fighting(config, facts)
+    assert {"ema-16", "lookahead-5", "replay", "reset", "joint"} <= set(found)
+    assert {found[name].config.trainer.epochs for name in ("ema-16", "joint")} == {5}
+
+
+@pytest.mark.parametrize("flops", [(0.0, 0.0), (100.0, 0.0), (0.0, 100.0)])
+def test_with_levels_that_read_controls_at_equal_flops_are_left_out_where_none_are_counted(flops):
+    size = {"fast": 700, "slow": 100}
+    facts = replace(FACTS, parameters=size, bytes=size, flops=flops[0], bare_flops=flops[1])
+    left_out = absent(candidate(*TOKENS), facts)
+    assert "no FLOPs are counted" in left_out["one level, equal FLOPs"]
+    assert {"eta_zero", "frozen", "reset"} <= set(fighting(candidate(*TOKENS), facts))
 
 
 # -- counted -----------------------------------------------------------------------------------------------------------

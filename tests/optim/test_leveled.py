@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nested.errors import Diverged
+from nested.errors import Diverged, UserError
 from nested.levels import Level
 from nested.optim.leveled import Leveled, leveled
 from nested.optim.schedule import rate_factor
@@ -173,6 +173,19 @@ def test_state_dict_continues_bit_for_bit_inside_a_gather(stop: int) -> None:
     go(other, continued, stop, 12)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
     assert continued.updates == engine.updates
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
+    """Its step computes the loss again, as often as it likes; a tick is one backward pass."""
+    needy = {"_target_": "torch.optim.LBFGS", "lr": 0.1}
+    with pytest.raises(UserError, match=r"LBFGS\.step needs a closure") as error:
+        leveled([Level("all", "rest")], model(), needy)
+    assert error.value.key == "optim._target_"
+    assert "one backward pass" in str(error.value)
+    levels = [Level("slow", ("2.*",), rule=needy), Level("all", "rest")]
+    with pytest.raises(UserError, match="LBFGS") as error:
+        leveled(levels, model(), SGD)
+    assert error.value.key == "levels.slow.optim._target_"
 
 
 def test_a_closure_is_evaluated_with_gradients() -> None:

@@ -91,8 +91,8 @@ def run_planted(config: Config, path: Path, after_row: AfterRow) -> Outcome:
 
 
 def small_study(runs: Path, *words: str, n: int = EXPERIENCES, say: Callable[[str], None] = str) -> Study:
-    """A study of a small network, with all its slots; nothing has been tried."""
-    asked = request([*words, f"runs={runs}", "tracking=off"])
+    """A study of a small network and SGD, with all its slots; nothing has been tried."""
+    asked = request(["optim=sgd", *words, f"runs={runs}", "tracking=off"])
     config = asked.config()
     dimensions = space.fitted(space.read(asked.tune.space), asked.config)
     sought = objective(asked.tune.objective, asked.tune.budget, n, ordered=True)

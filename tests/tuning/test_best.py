@@ -15,7 +15,7 @@ from nested.errors import NestedError, UserError
 from nested.tuning import recipe
 from nested.tuning.best import fresh
 from nested.tuning.choice import chosen
-from nested.tuning.controls import single
+from nested.tuning.controls import has_one_level, single
 from nested.tuning.objective import objective
 from nested.tuning.worth import Outcome, Stream, better_by, sentence
 
@@ -152,11 +152,12 @@ def test_somebody_elses_recipe_is_not_overwritten(tmp_path: Path, monkeypatch: p
 
 TINY = (*QUICK, "model.hidden=[]", "trainer.threads=1", "stream.n_experiences=2", "trainer.batch_size=128",
         "tune.space.optim.lr={low:0.1,high:1,log:true}", "tune.study=s", "trainer.allow_idle=true")  # fmt: skip
+SLOW = "levels={all: {params: rest, period_steps: 2}}"
 
 
 def test_the_best_are_run_again_beside_their_controls_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    done("tune", *TINY, "tune.n_trials=3", "tune.pruner=none")
+    done("tune", *TINY, SLOW, "tune.n_trials=3", "tune.pruner=none")
     words = ("tune", "best", "s", "best.seeds=2", "best.stream=rotated_digits", "stream.n_experiences=2")
     first = done(*words, "--json").object
     own, other = first["streams"]
@@ -179,10 +180,33 @@ def test_the_best_are_run_again_beside_their_controls_once(tmp_path: Path, monke
     assert any("with another config: stream.n_experiences: recorded 2, now 3" in n for n in changed["notes"])
 
 
+def test_a_study_of_one_level_is_not_compared_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    worked(small_study(tmp_path / "runs", *TINY, "tune.n_trials=2"))
+    found = done("tune", "best", "s", "best.seeds=1", "best.stream=false", "--json").object
+    assert any("the study itself tuned one level" in note for note in found["notes"])
+    assert "single level" not in found["sentence"]
+    assert not Path("runs/s-single").exists()
+
+
+@pytest.mark.parametrize(
+    "words, one",
+    [
+        ([RATE], True), ([RATE, "levels={mine: {params: rest, period_steps: 1}}"], True), ([RATE, SLOW], False),
+        ([RATE, "model=hope_attention", "levels=continuum"], False),
+        (["model=hope_attention", "tune.space.levels={choices:[single,continuum]}"], False),
+        (["tune.space.levels.all.lr_scale={low:0.5,high:2}"], False),
+    ],
+)  # fmt: skip
+def test_which_studies_are_of_one_level(tmp_path: Path, words: list[str], one: bool):
+    assert has_one_level(small_study(tmp_path, *words)) == one
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["best.seeds=[0]"], "none tuned on"), (["best.stream=split_digits"], "the stream of the study"),
+        (["workers=0"], "workers: 0 is not allowed; allowed: int >= 1"), (["best.seeds=[0]"], "none tuned on"),
+        (["best.stream=split_digits"], "the stream of the study"),
         (["best.k=4"], "best.k"), (["best.kk=1"], "did you mean"), (["best.single=nothing"], "no run 'nothing'"),
         (["best.stream=false", "stream.n_experiences=2"], "no other stream is wanted"),
         (["best.single=false", "best.stream=recall"], "takes no `vocabulary`"),

@@ -10,7 +10,7 @@ from nested.tuning.settings import request
 from nested.tuning.space import Dimension, defaults, fitted, grid, override, read
 from nested.tuning.storage import address
 
-BASE = composer(["model.hidden=[8]"])
+BASE = composer(["model.hidden=[8]", "optim=sgd"])
 
 
 def test_a_range_of_whole_numbers_is_one_for_whole_numbers_only():
@@ -106,7 +106,9 @@ def test_the_command_line_has_two_parts_and_a_dimension_two_ends():
     "word, said",
     [
         ("tune=ratee", "did you mean 'rate'"), ("tune.n_trial=3", "did you mean 'tune.n_trials'"),
-        ("tune.n_trials=0", "int >= 1"), ("workers=0", "int >= 1"), ("launcher=slurmm", "did you mean 'slurm'"),
+        ("tune.n_trials=0", "int >= 1"), ("launcher=slurmm", "did you mean 'slurm'"),
+        ("workers=0", "^workers: 0 is not allowed; allowed: int >= 1"), ("workers=-2", "^workers: -2"),
+        ("workers=all", "^workers: 'all'"),
         ("tune.sampler=tpee", "did you mean 'tpe'"), ("tune.study=../x", "letters, digits"),
         ("tune.x.y=1", "unknown key"),
         ("tune.space.optim.lr=3", "low=1"), ("tune.space.optim.lr=null", "nothing is searched"),

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from tuning.landscape import PERIOD, RATE, Outcome, run, small_study, told, work
 from nested.errors import Interrupted, UserError
 from nested.tuning import search, storage
 from nested.tuning import trial as one
-from nested.tuning.study import MOST_DEATHS, Study
+from nested.tuning.study import CLAIMS, MOST_DEATHS, Study, held
 from nested.tuning.workers import Pulse, work
 
 
@@ -235,11 +236,36 @@ def test_a_study_of_that_name_with_other_directions_is_refused(tmp_path: Path):
     small_study(tmp_path / "b", RATE, where, "tune.study=y")
 
 
+def test_a_name_that_the_storage_knows_leaves_no_folder(tmp_path: Path):
+    where = f"tune.storage=sqlite:///{tmp_path}/shared.db"
+    small_study(tmp_path / "a", RATE, where, "tune.study=x")
+    with pytest.raises(UserError, match="knows nothing"):
+        small_study(tmp_path / "b", RATE, where, "tune.study=x")
+    assert not (tmp_path / "b" / "x").exists()
+
+
+def test_who_waited_for_a_study_that_came_to_nothing_holds_a_folder_that_is_there(tmp_path: Path):
+    path, found = tmp_path / "x", []
+
+    def wait() -> None:
+        with held(path):
+            found.append((path / CLAIMS).exists())
+
+    with held(path):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.2)
+        shutil.rmtree(path)
+    waiting.join()
+    assert found == [True]
+
+
 def test_a_run_is_no_study(tmp_path: Path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "FORMAT").write_text("1\n")
     with pytest.raises(UserError, match="is a run"):
         small_study(tmp_path, RATE, "tune.study=x")
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["FORMAT"]
     with pytest.raises(UserError, match="is no study"):
         Study(tmp_path / "x")
 
