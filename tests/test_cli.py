@@ -102,7 +102,7 @@ def test_several_seeds_end_with_all_of_them_mean_and_interval(home: Home) -> Non
 
 def test_for_people_a_table_the_page_and_progress_beside_it() -> None:
     label = ":smile: [b]mine[/b] <i>"
-    said = done("run", "trainer.epochs=1", "tracking=off", f"label='{label}'")
+    said = done("run", "optim=sgd", "trainer.epochs=1", "tracking=off", f"label='{label}'")
     run = only_run()
     assert label in said.out
     assert "forgetting" in said.out
@@ -170,7 +170,13 @@ def test_diverging_late_keeps_what_was_learned_before(here: Path) -> None:
     x[y >= 2] *= 1e25  # finite, but the second experience's loss is not
     np.savez(here / "huge.npz", x=x, y=y)
     said = nested(
-        "run", *QUICK, "stream=tensors", "stream.path=huge.npz", "stream.shuffle_classes=false", "optim.lr=0.01"
+        "run",
+        *QUICK,
+        "stream=tensors",
+        "stream.path=huge.npz",
+        "stream.shuffle_classes=false",
+        "optim=sgd",
+        "optim.lr=0.01",
     )
     assert said.code == 3
     assert "experience 1, step" in said.err

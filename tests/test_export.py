@@ -29,7 +29,7 @@ SMALL = ("trainer.epochs=1", "trainer.progress=false", "tracking=off")
 HOPE = ("model=hope", "model.width=8", "model.depth=1", "model.heads=2", "model.hidden=16", "trainer.allow_idle=true")
 RUNS = {
     "plain": ("model.hidden=[8]",),
-    "seen": ("model.hidden=[8]", "head.mask=seen", "method=replay"),
+    "seen": ("optim=sgd", "model.hidden=[8]", "head.mask=seen", "method=replay"),
     "own heads": ("stream.scenario=task", "model.hidden=[8]"),
     "domain": ("stream.scenario=domain", "model.hidden=[8]"),
     "permuted": ("stream=permuted_digits", "stream.n_experiences=3", "model.hidden=[8]"),
