@@ -179,7 +179,12 @@ def main(rounds: int) -> str:
     versions += [
         f"{n} {importlib.import_module(n).__version__}" for n in ("triton", "fla") if importlib.util.find_spec(n)
     ]
-    lines = ["# Kernels, measured", "", "Written by `make bench-kernels`; what is counted stands at its top.", ""]
+    lines = [
+        "# Kernels, measured",
+        "",
+        "Written by `make bench-kernels`; what is counted stands at the top of `experiments/bench_kernels.py`.",
+        "",
+    ]
     lines += [f"{', '.join(versions)}; {rounds} rounds, {time.strftime('%Y-%m-%d')}.", ""]
     load = f"load average {os.getloadavg()[0]:.1f} at the start"
     lines += [f"## Processor: {hardware()}, one thread, {load}", ""]

@@ -117,7 +117,8 @@ def one(cell: Cell, data: str | None) -> dict[str, Any]:
     for step in range(RELEARN[-1] + 1):
         if step in RELEARN:
             recovery += bits(model, average, [windows[order[0]]])
-        learn(order[0])
+        if step < RELEARN[-1]:
+            learn(order[0])
     values = metrics.summarise(np.array(matrix[1:]), np.array(matrix[0]), lower_is_better=True)
     found = {"arm": arm, "rate": rate, "seed": seed, "seconds": time.perf_counter() - begun}
     return {**found, **{k: values[k] for k in METRICS}, "recovery": recovery, "matrix": matrix}
@@ -280,6 +281,7 @@ def figure(rows: list[dict[str, Any]], best: dict[str, float]) -> Any:
         rates = RATES if arm in FINE else [best[arm]]
         means = [[np.mean([r[k] for r in of(rows, arm, x)]) for x in rates] for k in METRICS]
         style: dict[str, Any] = {"color": colour(slot), "marker": marker(slot), "markersize": 7, "label": arm}
+        style |= {"mfc": "white"} if arm == REPLAY else {}  # there are fewer colours than arms
         left.plot(means[2], means[1], **style)
         if arm != "ordinary":
             mean, half = interval(at_equal_learning(rows, arm, best[arm], "ordinary"))
@@ -289,7 +291,7 @@ def figure(rows: list[dict[str, Any]], best: dict[str, float]) -> Any:
     right.axvline(0, color=MUTED, linewidth=0.8)
     right.set_yticks(range(1, len(NAMES)), NAMES[1:])
     right.invert_yaxis()
-    right.set_xlabel("forgetting minus the ordinary network's at equal learning loss, paired, 95 percent intervals")
+    right.set_xlabel("forgetting minus the ordinary network's\nat equal learning loss, paired, 95 percent intervals")
     shown.legend(loc="outside lower center", ncols=5)
     return shown
 

@@ -86,8 +86,8 @@ def main() -> None:
     torch.set_num_threads(1)
     text = source(parser.parse_args().text)
     model = trained_once(("end-to-end", RATE, SEED, STEPS), texts(None)[0])
-    rows = read(OUT) if STATES.exists() else []
-    states = torch.load(STATES, weights_only=False) if rows else {}
+    states = torch.load(STATES, weights_only=False) if STATES.exists() else {}
+    rows = read(OUT)[: states["reading"].tick // ROW] if states else []  # a kill may have come between the two
     with torch.no_grad():
         states = states or {way: initial_state(model, model.levels, 1) for way in ("reading", "frozen")}
         for first in range(len(rows) * ROW, BYTES, ROW):

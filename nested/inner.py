@@ -115,7 +115,8 @@ def read(
 
     Losses are (B, n - 1) from a fresh state and (B, n) from one that has read before (the first is that of the token
     whose label was missing), so reading in pieces equals reading at once. An open chunk is read again from its start
-    with each piece; it changes no weight until it is closed. In mode "off" no weight ever changes.
+    with each piece; it changes no weight until it is closed. In mode "off" no weight ever changes and nothing is
+    gathered; an update that falls into it is left out, with what its level had gathered before.
 
     The outer gradient passes all updates (full), at most `truncate` of a level in a row (truncated: one number or one
     by level name, a level not named being full), or none (first_order). Initial states always get theirs. Without grad
@@ -219,7 +220,9 @@ class _Loop:
         outer, tick = torch.is_grad_enabled(), state.tick + chunk.labels.shape[1]
         if self.mode == "off":
             nll, carry = self.loss(state.fast, state.carry, chunk)
-            return nll, replace(state, carry=carry, tick=tick), self.finite(nll)
+            skipped = [n for level in self.levels if due(level, tick) for n in self.members[level.name]]
+            gathered = state.gathered | {n: _zero(state.gathered[n]) for n in skipped}
+            return nll, replace(state, gathered=gathered, carry=carry, tick=tick), self.finite(nll)
         nll, carry, grads = self._gradients(state, chunk, outer)
         gathered, fast = dict(grads), dict(state.fast)
         for level in self.levels:
@@ -368,7 +371,7 @@ def _check_state(loop: _Loop, state: FastState, tokens: Tensor) -> None:
 
 def _clip(grads: Weights, limit: float) -> Tensor:
     """(B,): what makes the common norm of each sequence's gradients at most `limit`; differentiable at zero too."""
-    norms = [torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))) for g in grads.values()]  # (B,) each
+    norms = [torch.linalg.vector_norm(g.unsqueeze(-1), dim=tuple(range(1, g.ndim + 1))) for g in grads.values()]
     squares = torch.stack(norms).square().sum(0)
     over = squares > limit**2
     return torch.where(over, limit * torch.where(over, squares, 1.0).rsqrt(), 1.0)

@@ -47,15 +47,16 @@ def check(config: Config) -> None:
             raise UserError(text, key=f"levels.{name}.chunk_tokens", seen=level.chunk_tokens)
 
 
-def rehearse(config: Config, stream: Stream | None = None) -> Stream:
+def rehearse(config: Config, stream: Stream | None = None, answering: bool = True) -> Stream:
     """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError.
 
-    `stream` is that seed's, where it has been built already.
+    `stream` is that seed's, where it has been built already. Without `answering` the model is built and not asked.
     """
     learner = prepare(config, config.seed_list()[0], stream)
     check_periods(config, learner)
     check_room(config, learner)
-    check_answers(config, learner)
+    if answering:
+        check_answers(config, learner)
     return learner.stream
 
 
@@ -112,12 +113,13 @@ def _check_causal(config: Config, learner: Learner) -> None:
     """Raise UserError for a model whose answers depend on inputs after them, where these give the answers away."""
     stream, model = learner.stream, learner.model
     x, y, _ = learner.fetch(stream.experiences[0].train, torch.arange(1))
-    peek = first_peek(model, x, y[0] != IGNORED, stream.vocabulary)
-    if peek is None and stream.language and hasattr(model, "nll"):  # which need not call `forward`
-        text = torch.cat([x, y[:, -1:]], 1)  # (1, T + 1); the loss of a token stands where that token does
+    if stream.language:  # which need not hold all outputs at once; the loss of a token stands where that token does
+        text = torch.cat([x, y[:, -1:]], 1)  # (1, T + 1)
         judged = torch.ones(text.shape[1], dtype=torch.bool, device=text.device)
         peek = first_peek(lambda t: F.pad(learner.nll(t[:, :-1], t[:, 1:]), (1, 0)), text, judged, stream.vocabulary)
         peek = peek and peek._replace(position=peek.position - 1)
+    else:
+        peek = first_peek(model, x, y[0] != IGNORED, stream.vocabulary)
     if peek is None:
         return
     targets = {k.rpartition(".")[0]: v for k, v in flatten(config.model).items() if k.endswith("_target_")}

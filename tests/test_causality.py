@@ -33,9 +33,12 @@ CAUSAL = {
     "delayed": lambda x: x.roll(1, 1) * (torch.arange(T) > 0)[:, None],
     "noisy, the same noise each time": lambda x: x + torch.rand(x.shape),
     "constant": torch.zeros_like,
+    "nowhere finite": lambda x: x.cumsum(1) / 0,
 }
 AHEAD = {
     "all": (lambda x: x + x.mean(1, keepdim=True), 0),
+    "all, beside answers that are not finite": (lambda x: torch.cat([x / 0, x + x.mean(1, keepdim=True)], 2), 0),
+    "all, in few digits": (lambda x: (x + x.mean(1, keepdim=True)).bfloat16(), 0),
     "the next one": (lambda x: x.roll(-1, 1), 0),
     "the next one, near the end": (lambda x: x.where((torch.arange(T) != T - 2)[:, None], x.roll(-1, 1)), T - 2),
     "whole chunks": (lambda x: in_chunks(x, 16), 0),

@@ -173,6 +173,42 @@ def test_clipping_bounds_the_norm_of_each_sequences_gradient_over_all_tensors_of
         assert_close(norms(limit.item()), free.clamp(max=limit), rtol=1e-10, atol=1e-12)
 
 
+class ScaledReader(TinyReader):
+    """With one number, `scale`, as fast weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def chunk_loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
+        still = {n: p.unsqueeze(0) for n, p in self.named_parameters()}
+        scaled = chunk._replace(inputs=chunk.inputs * fast["scale"].view(-1, 1, 1))
+        return super().chunk_loss(still, carry, scaled)
+
+
+@pytest.mark.parametrize("bound", ["clip_norm", "shift_norm"])
+def test_a_single_number_is_bounded_for_each_sequence_alone(bound: str) -> None:
+    model, tokens = ScaledReader(), some(7, 3)
+    levels = [level("one", ("scale",), 2, 5.0, **{bound: 0.01})]
+    _, together = fresh(model, levels, tokens)
+    alone = torch.cat([fresh(model, levels, row[None])[1].fast["scale"] for row in tokens])
+    assert_close(together.fast["scale"], alone, rtol=1e-12, atol=1e-14)
+
+
+def test_an_update_that_falls_into_a_piece_read_without_is_left_out_with_what_was_gathered_for_it() -> None:
+    model, tokens = TinyReader(), some(25)
+    levels = [level("fast", ("a",), 4), level("slow", ("b", "bias", "c"), 8)]
+    _, state = fresh(model, levels, tokens[:, :5])
+    _, state = read(model, levels, state, tokens[:, 5:13], "off")  # to token 12: past the slow level's update at 8
+    assert state.tick == 12
+    assert not state.gathered["b"].any()
+    learned, after = read(model, levels, state, tokens[:, 13:17])
+    empty = replace(state, gathered={n: torch.zeros_like(g) for n, g in state.gathered.items()})
+    expected, wanted = read(model, levels, empty, tokens[:, 13:17])
+    assert_close(learned, expected)
+    same_state(after, wanted)
+
+
 def test_weights_change_at_their_ticks_and_not_by_one_bit_otherwise() -> None:
     model, tokens, levels = TinyReader(), some(26), three()
     state = initial_state(model, levels, B)

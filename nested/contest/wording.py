@@ -29,7 +29,7 @@ class Against:
 def nothing(name: str, learned: float, guess: float) -> str:
     """The verdict on a candidate that answers no better than a constant guess at its best rate."""
     text = f"its learning accuracy is at most {learned:.3f}, that of a constant guess {guess:.3f}"
-    how = "take other rates (contest.factors), more epochs or another optimizer, such as optim=adamw"
+    how = "train longer (trainer.epochs), or take other rates (contest.factors) or another optimizer"
     return f"{_capital(name)} learned nothing at any rate, so that there is nothing to compare: {text}; {how}."
 
 

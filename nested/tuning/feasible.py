@@ -29,22 +29,24 @@ class Rehearsal:
         self.request = request
         self._kept: tuple[Any, Stream] | None = None
 
-    def of(self, values: Values) -> Stream:
-        """Raises UserError as the run would."""
+    def of(self, values: Values, answering: bool = True) -> Stream:
+        """Raises UserError as the run would; without `answering` the model is built and not asked."""
         config = self.request.config([override(path, value) for path, value in values.items()])
         check(config)
         about = {k: v for k, v in flatten(config.to_dict()).items() if k.startswith(("stream.", "data.", "prefix"))}
         same = (about, config.seed_list()[0])
         known = self._kept[1] if self._kept and self._kept[0] == same else None
-        self._kept = (same, rehearse(config, known))
+        self._kept = (same, rehearse(config, known, answering))
         return self._kept[1]
 
     def refusal(self, values: Values) -> UserError | None:
-        """Why these values cannot be run, if they cannot."""
+        """Why these values cannot be run, if they cannot, as far as building shows."""
         try:
-            self.of(values)
+            self.of(values, answering=False)
         except UserError as error:
             return error
+        except Exception:  # of a component's own code: the trial itself says so
+            return None
         return None
 
 

@@ -208,7 +208,7 @@ def line(study: Study, trial: FrozenTrial) -> str:
     ended = {"COMPLETE": "", "FAIL": f"failed: {trial.user_attrs.get('reason')}"}
     pruned = f"pruned after {reached(study, trial)} of {len(study.seeds) * study.experiences} experiences"
     over = "" if pruning.within_budget(trial) else "over budget"
-    drawn = f"drawn {refused(trial) + 1} times" if refused(trial) else ""
+    drawn = f"{refused(trial)} draws could not be run" if refused(trial) else ""
     parts = (f"trial {trial.number}", values, params, drawn, ended.get(trial.state.name, pruned), over)
     return "  ".join(p for p in parts if p)
 
@@ -266,7 +266,7 @@ def _not_run(study: Study) -> list[str]:
     trials, said = study.trials(), []
     if again := [t for t in trials if refused(t)]:
         n = sum(map(refused, again))
-        said.append(f"{n} draws could not be run and were drawn again, the first {again[0].user_attrs[REFUSED][1]}")
+        said.append(f"{n} draws could not be run, the first {again[0].user_attrs[REFUSED][1]}")
     if failed := [t for t in trials if t.state.name == "FAIL"]:
         about = f"trial {failed[0].number} ({space.told(failed[0].params)}): {failed[0].user_attrs.get('reason')}"
         said.append(f"{len(failed)} of {study.n_trials} trials failed, the first {about}")

@@ -132,7 +132,11 @@ class Study:
         if claimed is None:
             return None
         study = self.optuna(claimed.number)
-        self._draw(study, claimed)
+        try:
+            self._draw(study, claimed)
+        except BaseException:
+            self.put_back(claimed._trial_id, worker)
+            raise
         return Trial(study, claimed._trial_id)
 
     def _claimed(self, worker: str) -> FrozenTrial | None:

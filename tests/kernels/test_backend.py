@@ -65,3 +65,32 @@ def test_a_missing_triton_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     uncached = backend._without_triton.__wrapped__
     assert uncached(torch.device("cuda:0")) == "Triton is not installed"
+
+
+def test_a_chunk_too_many_for_the_grid_is_a_reason() -> None:
+    x = {name: t[..., :1] if t.ndim == 4 else t for name, t in operands(65_001).items()}
+    with pytest.raises(ValueError, match=r"more than 65000 chunks of 1 tokens"):
+        reads(x | {"state": x["state"][..., :1, :]}, backend="triton", chunk=1)
+
+
+def test_operations_of_the_kernels_are_counted_as_those_of_the_chunked_form() -> None:
+    """Else a memory would cost nothing on a GPU, and equal FLOPs mean something else there."""
+    pytest.importorskip("triton")
+    from nested_kernels.delta_rule.chunked import read_chunks
+    from nested_kernels.delta_rule.library import recurrence
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = (2, 3, 100, 16)
+    q, k, v = (torch.empty(shape, device="meta", requires_grad=True) for _ in range(3))
+    eta, alpha = (torch.empty(shape[:3], device="meta", requires_grad=True) for _ in range(2))
+    memory = torch.empty(2, 3, 16, 16, device="meta", requires_grad=True)
+    options = (2.0, 0.0, "cumulative", 32, 0)
+    counted = []
+    for again in ((True,), ()):
+        with FlopCounterMode(display=False) as counter:
+            y = (recurrence if again else read_chunks)(q, k, v, eta, alpha, memory, *options, *again)[0]  # type: ignore[operator]
+            forward = counter.get_total_flops()
+            y.sum().backward()
+        counted.append((forward, counter.get_total_flops() - forward))
+    assert counted[0][0] == counted[1][0] > 0
+    assert counted[0][1] == pytest.approx(counted[1][1], rel=0.3)

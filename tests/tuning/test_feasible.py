@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuning.landscape import run, small_study, told, worked
+from tuning.landscape import PERIOD, run, small_study, told, worked
 
 from nested.errors import UserError
 from nested.tuning import page, search
@@ -40,12 +40,12 @@ def test_what_was_drawn_again_is_said_wherever_the_study_is_shown(tmp_path: Path
     again = [search.refused(t) for t in study.trials()]
     assert sum(again) > 0
     verdict = search.verdict(study)
-    assert f"{sum(again)} draws could not be run and were drawn again, the first levels.base=" in verdict
+    assert f"{sum(again)} draws could not be run, the first levels.base=" in verdict
     assert "updates in 44 steps, fewer than 10" in verdict
     number = next(n for n, count in enumerate(again) if count)
-    assert f"drawn {again[number] + 1} times" in search.show(study)[number + 1]
+    assert f"{again[number]} draws could not be run" in search.show(study)[number + 1]
     assert search.found(study).as_json()["drawn_again"] == sum(again)
-    assert "were drawn again" in page.write(study, tmp_path / "page.html").read_text()
+    assert "draws could not be run" in page.write(study, tmp_path / "page.html").read_text()
 
 
 def test_what_is_drawn_does_not_depend_on_who_asks(tmp_path: Path):
@@ -67,6 +67,30 @@ def test_a_space_in_which_nothing_can_be_run_has_failed_trials_with_the_reason(
     assert {t.state.name for t in study.trials()} == {"FAIL"}
     assert [search.refused(t) for t in study.trials()] == [3, 3]
     assert "2 of 2 trials failed, the first trial 0 (levels.base=" in search.verdict(study)
+
+
+def test_an_error_of_a_components_own_code_is_the_trials_and_does_not_end_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def breaks(self: Rehearsal, values: Any, answering: bool = True) -> Any:
+        raise RuntimeError("width 5 is odd")
+
+    study = small_study(tmp_path, PERIOD, "tune.n_trials=3", "tune.pruner=none")
+    monkeypatch.setattr(Rehearsal, "of", breaks)
+    assert [t.state.name for t in worked(study).trials()] == ["COMPLETE"] * 3
+
+
+def test_a_worker_stopped_while_it_draws_puts_its_trial_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stopped(self: Rehearsal, values: Any) -> Any:
+        raise KeyboardInterrupt
+
+    study = small_study(tmp_path, PERIOD, "tune.n_trials=3", "tune.pruner=none")
+    monkeypatch.setattr(Rehearsal, "refusal", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        worked(study)
+    monkeypatch.undo()
+    assert not study.trials("RUNNING")
+    assert [t.state.name for t in worked(study).trials()] == ["COMPLETE"] * 3
 
 
 def test_the_points_of_a_grid_stay_and_those_that_cannot_be_run_fail(tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from triton import cdiv, next_power_of_2
 
 from nested_kernels.delta_rule import triton as kernels
@@ -166,6 +167,22 @@ def _(dy: Tensor, d_last: Tensor, d_final: Tensor, *rest: Any) -> tuple[Tensor, 
     *operands, memory = rest[:6]
     found = [_empty(t, _tokens_first(rest[0])) for t in operands]
     return *found, torch.empty_like(memory, memory_format=torch.contiguous_format)
+
+
+@register_flop_formula(torch.ops.nested_kernels.delta_rule)
+def _forward_flops(*given: Any, out_val: Any = None, **_: Any) -> int:
+    """Those of the chunked form at this chunk length; `given` has shapes in place of tensors."""
+    shapes, options = given[:6], given[6:11]
+    q, k, v, eta, alpha, memory = (torch.empty(shape, device="meta") for shape in shapes)
+    with FlopCounterMode(display=False) as counter:
+        read_chunks(q, k, v, eta, alpha, memory, *options)
+    return counter.get_total_flops()
+
+
+@register_flop_formula(torch.ops.nested_kernels.delta_rule_backward)
+def _backward_flops(*given: Any, out_val: Any = None, **_: Any) -> int:
+    """Two products for each of the forward pass."""
+    return 2 * _forward_flops(*given[3:])
 
 
 def _keep(ctx: Any, inputs: tuple, output: Any) -> None:

@@ -24,6 +24,7 @@ CHUNK = 32  # the fastest or near it from 50 to 1,024 tokens on a CPU, for heads
 FEW = 4  # tokens for which the loop is as fast as a chunk
 WIDEST = 128  # K and V in Triton: a block of the memory and a chunk of keys lie in registers
 LONGEST = 64  # tokens of a chunk in Triton
+MOST = 65_000  # chunks: an axis of the grid of CUDA's
 WORDS = {"objective": Objective, "rule": Rule, "read": Read, "retain": Retain}
 ALLOWED = {name: get_args(words) for name, words in WORDS.items()}
 BACKENDS = get_args(Backend)
@@ -72,11 +73,10 @@ def delta_rule(
     _check_lengths(anchor, chunk, state)
     _check_tensors(q, k, v, eta, alpha, state, retain, initial)
     out, dtype = v.dtype, _dtype(q, k, v, eta, alpha, state.memory)
-    length, others = anchor if anchor > 1 else chunk or 1, (k, eta, alpha, *state[:2], initial)
-    form = _form(backend, named, dtype, length, q, v, *others)
-    narrow = dtype
-    if form == "triton" and q.dtype == k.dtype == v.dtype == torch.bfloat16:
-        narrow = torch.bfloat16
+    half = q.dtype == k.dtype == v.dtype == torch.bfloat16
+    fitting = anchor if anchor > 1 else chunk or (LONGEST if half else LONGEST // 4)  # registers
+    form = _form(backend, named, dtype, fitting, q, v, k, eta, alpha, *state[:2], initial)
+    narrow = torch.bfloat16 if half and form == "triton" else dtype
     q, k, v, eta, alpha = q.to(narrow), k.to(narrow), v.to(narrow), eta.to(dtype), alpha.to(dtype)
     state = State(state.memory.to(dtype), None if state.anchor is None else state.anchor.to(dtype), state.position)
     initial = None if initial is None else initial.to(dtype)
@@ -90,8 +90,7 @@ def delta_rule(
             from nested_kernels.delta_rule.library import recurrence  # needs Triton
 
             given["recurrence"] = partial(recurrence, again=backend == "auto")
-            fitting = LONGEST if narrow == torch.bfloat16 else LONGEST // 4  # registers
-            y, state = delta_rule_chunked(q, k, v, eta, alpha, state, chunk=chunk or fitting, **given)
+            y, state = delta_rule_chunked(q, k, v, eta, alpha, state, chunk=fitting, **given)
     return y.to(out), state
 
 
@@ -116,9 +115,11 @@ def _form(
 def _unfit(dtype: torch.dtype, length: int, q: Tensor, v: Tensor) -> str | None:
     """Why Triton cannot do it."""
     if max(q.shape[3], v.shape[3]) > WIDEST:
-        return f"q is {tuple(q.shape)}, v {tuple(v.shape)}; K and V of at most {WIDEST} are allowed"
+        return f"K is {q.shape[3]} and V {v.shape[3]}; at most {WIDEST} are allowed"
     if length > LONGEST:
         return f"a chunk has {length} tokens; at most {LONGEST} are allowed"
+    if q.shape[2] > MOST * length:
+        return f"there are more than {MOST} chunks of {length} tokens"
     if dtype != torch.float32:
         return f"an operand is {dtype}; float32 and bfloat16 are allowed"
     return without_triton(q.device)
