@@ -115,7 +115,7 @@ def _form(
 def _unfit(dtype: torch.dtype, length: int, q: Tensor, v: Tensor) -> str | None:
     """Why Triton cannot do it."""
     if max(q.shape[3], v.shape[3]) > WIDEST:
-        return f"K is {q.shape[3]} and V {v.shape[3]}; at most {WIDEST} are allowed"
+        return f"q has K = {q.shape[3]}, v has V = {v.shape[3]}; at most {WIDEST} are allowed"
     if length > LONGEST:
         return f"a chunk has {length} tokens; at most {LONGEST} are allowed"
     if q.shape[2] > MOST * length:

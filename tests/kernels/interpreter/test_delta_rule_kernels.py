@@ -186,7 +186,7 @@ def test_compiled_code_has_no_graph_break_and_the_same_gradients() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"q": torch.zeros(1, 1, 4, 256), "k": torch.zeros(1, 1, 4, 256)}, ["q is (1, 1, 4, 256)", "at most 128"]),
+        ({"q": torch.zeros(1, 1, 4, 256), "k": torch.zeros(1, 1, 4, 256)}, ["q has K = 256", "at most 128"]),
         ({"anchor": 65}, ["a chunk has 65 tokens", "at most 64"]),
         ({"eta": torch.zeros(1, 1, 4, dtype=torch.float64)}, ["an operand is torch.float64", "float32 and bfloat16"]),
     ],
