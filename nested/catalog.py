@@ -172,7 +172,11 @@ def describe_section(name: str, config_dir: str | Path | None = None) -> tuple[G
         raise unknown("section", name, [*known, *Known], "show")
     root = composed("config", [], config_dir)
     if name in Plain:
-        about = {**_source(Config), "doc": "", "keys": _rows("", _only(name), root, _field_comments(Config))}
+        about = {
+            **_source(Config),
+            "doc": "",
+            "keys": _rows("", {name: arguments(Config)[name]}, root, _field_comments(Config)),
+        }
     elif name == "levels":
         rows = _rows("levels.NAME", arguments(LevelConfig), {}, _field_comments(LevelConfig))
         about = {**_source(LevelConfig), "keys": rows}
@@ -183,10 +187,6 @@ def describe_section(name: str, config_dir: str | Path | None = None) -> tuple[G
         about = {**_source(schema), "keys": rows}
     about = {"section": name, **about}
     return rendered(about), json.loads(json.dumps(about, default=str))
-
-
-def _only(name: str) -> dict[str, Argument]:
-    return {name: arguments(Config)[name]}
 
 
 def _explained(group: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> dict[str, Any]:

@@ -47,17 +47,22 @@ def check(config: Config) -> None:
             raise UserError(text, key=f"levels.{name}.chunk_tokens", seen=level.chunk_tokens)
 
 
-def rehearse(config: Config, stream: Stream | None = None, answering: bool = True) -> Stream:
-    """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError.
+def rehearse(config: Config) -> Stream:
+    """Build the first seed and read one batch, so that nothing wrong leaves an empty run behind. Raises UserError."""
+    learner = fitting(config)
+    check_answers(config, learner)
+    return learner.stream
 
-    `stream` is that seed's, where it has been built already. Without `answering` the model is built and not asked.
+
+def fitting(config: Config, stream: Stream | None = None) -> Learner:
+    """The first seed, built and not yet asked: its levels learn often enough, its snapshots have room.
+
+    `stream` is that seed's, where it has been built already. Raises UserError.
     """
     learner = prepare(config, config.seed_list()[0], stream)
     check_periods(config, learner)
     check_room(config, learner)
-    if answering:
-        check_answers(config, learner)
-    return learner.stream
+    return learner
 
 
 def check_answers(config: Config, learner: Learner) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from nested.config import flatten
 from nested.errors import UserError
-from nested.prepare import check, rehearse
+from nested.learner import Learner
+from nested.prepare import check, check_answers, fitting
 from nested.settings import Config
 from nested.streams.stream import Stream
 from nested.tuning.settings import Request
@@ -29,25 +30,31 @@ class Rehearsal:
         self.request = request
         self._kept: tuple[Any, Stream] | None = None
 
-    def of(self, values: Values, answering: bool = True) -> Stream:
-        """Raises UserError as the run would; without `answering` the model is built and not asked."""
-        config = self.request.config([override(path, value) for path, value in values.items()])
-        check(config)
-        about = {k: v for k, v in flatten(config.to_dict()).items() if k.startswith(("stream.", "data.", "prefix"))}
-        same = (about, config.seed_list()[0])
-        known = self._kept[1] if self._kept and self._kept[0] == same else None
-        self._kept = (same, rehearse(config, known, answering))
-        return self._kept[1]
+    def of(self, values: Values) -> Stream:
+        """Raises UserError as the run would."""
+        config, learner = self._built(values)
+        check_answers(config, learner)
+        return learner.stream
 
     def refusal(self, values: Values) -> UserError | None:
         """Why these values cannot be run, if they cannot, as far as building shows."""
         try:
-            self.of(values, answering=False)
+            self._built(values)
         except UserError as error:
             return error
         except Exception:  # of a component's own code: the trial itself says so
             return None
         return None
+
+    def _built(self, values: Values) -> tuple[Config, Learner]:
+        config = self.request.config([override(path, value) for path, value in values.items()])
+        check(config)
+        about = {k: v for k, v in flatten(config.to_dict()).items() if k.startswith(("stream.", "data.", "prefix"))}
+        same = (about, config.seed_list()[0])
+        known = self._kept[1] if self._kept and self._kept[0] == same else None
+        learner = fitting(config, known)
+        self._kept = (same, learner.stream)
+        return config, learner
 
 
 def first(request: Request, config: Config, dimensions: Sequence[Dimension]) -> Stream:

@@ -72,11 +72,11 @@ def test_a_space_in_which_nothing_can_be_run_has_failed_trials_with_the_reason(
 def test_an_error_of_a_components_own_code_is_the_trials_and_does_not_end_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def breaks(self: Rehearsal, values: Any, answering: bool = True) -> Any:
+    def breaks(self: Rehearsal, values: Any) -> Any:
         raise RuntimeError("width 5 is odd")
 
     study = small_study(tmp_path, PERIOD, "tune.n_trials=3", "tune.pruner=none")
-    monkeypatch.setattr(Rehearsal, "of", breaks)
+    monkeypatch.setattr(Rehearsal, "_built", breaks)
     assert [t.state.name for t in worked(study).trials()] == ["COMPLETE"] * 3
 
 
