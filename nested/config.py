@@ -57,7 +57,7 @@ def composer(overrides: Iterable[str], config_dir: str | Path | None = None) -> 
         other, changed = _split(list(more), config_dir)
         if other:
             return compose([*first, *more], config_dir)
-        return from_dict(_apply(raw, {**values, **changed}), choices)
+        return _changed(raw, {**values, **changed}, choices)
 
     return composed_with
 
@@ -70,7 +70,7 @@ def amend(config: Config, overrides: Iterable[str], config_dir: str | Path | Non
     anew = set(fresh) if "recipe" in again else again
     recorded = {k: v for k, v in config.to_dict().items() if k != "choices"}
     raw = {k: fresh[k] if k in anew else v for k, v in recorded.items()}
-    return from_dict(_apply(raw, values), {**config.choices, **{g: choices[g] for g in again}})
+    return _changed(raw, values, {**config.choices, **{g: choices[g] for g in again}})
 
 
 def _split(overrides: list[str], config_dir: str | Path | None) -> tuple[list[str], dict[str, Any]]:
@@ -238,6 +238,13 @@ def _apply(raw: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(" ".join(str(error).split())) from None
     assert isinstance(resolved, dict)
     return {str(k): v for k, v in resolved.items()}
+
+
+def _changed(raw: dict[str, Any], values: Mapping[str, Any], choices: Mapping[str, str]) -> Config:
+    """The config of these sections and values. A section exchanged as a whole is no longer what its choice names."""
+    made = _apply(raw, values)
+    exchanged = {g for g in Components if raw[g].get("_target_") != made[g].get("_target_")}
+    return from_dict(made, {g: c for g, c in choices.items() if g not in exchanged and g not in values})
 
 
 def from_dict(raw: Mapping[str, Any], choices: Mapping[str, str] | None = None) -> Config:

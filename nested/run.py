@@ -48,9 +48,7 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
     tracking.check(config.tracking, config.runs)
     with _threads(config.trainer.threads):
         first = rehearse(config) if path is None else None
-        made = path or rundir.create(
-            config.runs, config.choices.get("stream", "stream"), rundir.as_stored(config.to_dict())
-        )
+        made = path or rundir.create(config.runs, config.word("stream"), rundir.as_stored(config.to_dict()))
         return _run(config, made, say, first)
 
 

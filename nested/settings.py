@@ -127,7 +127,12 @@ class Config:
 
     def name(self) -> str:
         """The label, or one made of the choices."""
-        return self.label or " ".join(self.choices.get(g, "custom") for g in ("model", "method", "levels"))
+        return self.label or " ".join(self.word(g) for g in ("model", "method", "levels"))
+
+    def word(self, group: str) -> str:
+        """How a section is called: by its choice, by the component it was exchanged for, or as custom."""
+        target = getattr(self, group).get("_target_", "custom")
+        return self.choices.get(group) or target.rpartition(".")[2]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

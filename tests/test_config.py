@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nested.catalog import describe
-from nested.config import compose, flatten, from_dict, options
+from nested.config import amend, compose, flatten, from_dict, options
 from nested.errors import UserError
 from nested.levels import from_config
 from nested.rundir import as_stored
@@ -210,3 +210,15 @@ def test_imports_are_lazy(code: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_section_exchanged_as_a_whole_is_called_by_its_component_not_by_the_choice_before() -> None:
+    exchanged = [
+        "model={_target_: nested.models.transformer.Transformer}",
+        "levels={a: {params: rest, period_steps: 1}}",
+    ]
+    assert compose(exchanged).name() == "Transformer naive custom"
+    assert not {"model", "levels"} & set(compose(exchanged).choices)
+    same = compose(["model={_target_: nested.models.mlp.MLP}", "model.hidden=[8]"])
+    assert same.name() == "MLP naive single"
+    assert amend(compose(["model=transformer"]), ["model=mlp"]).name() == "mlp naive single"

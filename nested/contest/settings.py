@@ -75,10 +75,10 @@ def _check_candidate(config: Config) -> None:
     target = config.method["_target_"]
     if target == REPLAY:
         text = "replay is one of the controls; leave it out, and whatever the candidate is will meet it"
-        raise UserError(text, key="method", seen=config.choices.get("method", target))
+        raise UserError(text, key="method", seen=config.word("method"))
     if not getattr(locate(target, "method._target_"), "ordered", True):
         text = "it learns everything at once, so that nothing can be forgotten; it is one of the controls: leave it out"
-        raise UserError(text, key="method", seen=config.choices.get("method", target))
+        raise UserError(text, key="method", seen=config.word("method"))
     if len(config.seed_list()) < 2:
         text = "orders are paired, and two are the fewest; ten are the default"
         raise UserError(text, key="seeds", seen=config.seeds, allowed=">= 2")
@@ -86,8 +86,8 @@ def _check_candidate(config: Config) -> None:
 
 def _name(given: str | None, config: Config) -> str:
     """The directory's name. Raises UserError for one that is no name of a directory."""
-    words = [config.choices.get(g, "custom") for g in ("stream", "model", "levels")]
-    method = config.choices.get("method", "custom")
+    words = [config.word(g) for g in ("stream", "model", "levels")]
+    method = config.word("method")
     name = given or "-".join(["contest", *words, *([] if method == "naive" else [method])])
     if not re.fullmatch(r"[\w][\w.\- ]*", name) or len(name) > 200:
         text = f"{name!r} is not allowed; up to 200 letters, digits, dots, dashes and spaces"

@@ -61,7 +61,7 @@ def examine_seed(config: Config, seed: int, path: Path) -> dict[str, Any]:
     learner = prepare(config, seed)
     if not learner.method.ordered:
         text = "everything was learned at once: without an order nobody forgot"
-        raise UserError(text, key="method", seen=config.choices.get("method"))
+        raise UserError(text, key="method", seen=config.word("method"))
     check_data(path, learner.stream, "stream")
     about, snapshots = rundir.read_json(path / "matrix.json"), Snapshots(path)
     view = snapshots.header(BEFORE)["view"]

@@ -77,7 +77,7 @@ class Request:
 
     def name(self, config: Config) -> str:
         """The study's name. Raises UserError for one that is no name of a directory."""
-        words = ("tune", self.choice, *(config.choices.get(g, "custom") for g in ("stream", "model")))
+        words = ("tune", self.choice, *(config.word(g) for g in ("stream", "model")))
         name = self.tune.study or "-".join(words)
         if not re.fullmatch(r"[\w][\w.\- ]*", name) or len(name) > 200:
             text = f"{name!r} is not allowed; up to 200 letters, digits, dots, dashes and spaces"
