@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nested import continuing, rundir
 from nested.config import flatten
@@ -20,6 +21,9 @@ from nested.tuning.objective import Objective
 from nested.tuning.settings import Request
 from nested.tuning.space import Dimension
 from nested.tuning.study import CLAIMS, RECORD, Study, held
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 FORMAT = 1
 
@@ -136,6 +140,7 @@ def _found(path: Path, config: Config, uri: str, objective: Objective, grace_sec
         raise UserError(text, key="tune.study", seen=path.name)
     if path.name not in known:
         made.create_new_study(_directions(objective), path.name)
+        _name_values(made, path.name, objective)
     rundir.open_at(path, rundir.as_stored(config.to_dict()))
 
 
@@ -143,6 +148,15 @@ def _directions(objective: Objective) -> list[Any]:
     from optuna.study import StudyDirection
 
     return [StudyDirection[d.upper()] for d in objective.directions]
+
+
+def _name_values(made: BaseStorage, study: str, objective: Objective) -> None:
+    """For Optuna's own pages, which else show "Objective 0"."""
+    from optuna import load_study
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_study(study_name=study, storage=made).set_metric_names(list(objective.names))
 
 
 def _move(path: Path, old: str, new: str, grace_seconds: float) -> None:

@@ -1,18 +1,21 @@
 """When a trial is not worth continuing.
 
 A trial reports after each experience of each seed, at step = (place of the seed) * experiences + experience: equal
-steps of two trials are the same experience under the same seed, and a bad trial ends before its later seeds begin.
+steps of two trials are the same experience under the same seed, and a bad trial ends before its later seeds begin. What
+it reports is the mean over the seeds begun, of the last value of each: at the last step that is the trial's value.
 
-- median: worse than the median of the whole trials at this step. Optuna's own compares a trial's best value so far, and
-  on a stream the mean over the experiences seen is best at the first: nothing would ever be pruned.
+- median: worse than the median of the whole trials at this step, and than the best of them was at it: what looks like
+  the best under a seed that deceives goes on. Optuna's own compares a trial's best value so far, and on a stream the
+  mean over the experiences seen is best at the first: nothing would ever be pruned.
 - hyperband: Optuna's, with the steps of a whole trial as the resource.
 - wilcoxon: Optuna's, one value for each seed, paired over seeds.
 - several objectives (median): at least half of the trials that have ended and have reached this step dominate the trial
   there: none of their values is worse, and one is better. Optuna takes no reports of such studies: the values are user
   attributes `at/<step>`, in the order of the objectives.
 
-The first two kinds of our own wait for `startup` whole trials and for `warmup` experiences of each trial, and compare
-with trials that keep to the budget.
+The kinds of our own, median and several objectives, wait for `startup` whole trials and for `warmup` experiences of
+each trial, and compare with trials that keep to the budget. On a stream who learns most begins best, and who forgets
+least ends best: nothing is judged before a trial's first seed has seen the whole stream, or half where it is the only.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def within_budget(trial: FrozenTrial) -> bool:
 
 
 class MedianAtStep(BasePruner):
-    """Ends a trial whose last value is worse than the median of the whole trials at the same step."""
+    """Ends a trial that is worse than the median of the whole trials at its last step, and than the best was there."""
 
     def __init__(self, startup: int, warmup: int):
         self.startup, self.warmup = startup, warmup
@@ -50,19 +53,28 @@ class MedianAtStep(BasePruner):
         if step is None or step < self.warmup:
             return False
         whole = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        others = [t.intermediate_values[step] for t in whole if step in t.intermediate_values and within_budget(t)]
+        others = [t for t in whole if step in t.intermediate_values and within_budget(t)]
         if len(others) < self.startup:
             return False
-        value, middle = trial.intermediate_values[step], median(others)
-        return value < middle if study.direction == StudyDirection.MAXIMIZE else value > middle
+        sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        there = [sign * t.intermediate_values[step] for t in others]
+        best = max(range(len(others)), key=lambda k: sign * (others[k].value or 0.0))
+        return sign * trial.intermediate_values[step] < min(median(there), there[best])
 
 
-def pruner(tune: Tune, steps: int) -> BasePruner:
-    """The pruner of a study of one objective whose whole trials take so many steps."""
+def warmup(tune: Tune, experiences: int, seeds: int) -> int:
+    """The first step at which a trial is judged."""
+    if tune.warmup is not None:
+        return tune.warmup
+    return experiences - 1 if seeds > 1 else experiences // 2
+
+
+def pruner(tune: Tune, experiences: int, seeds: int) -> BasePruner:
+    """The pruner of a study of one objective on so many experiences under so many seeds."""
     if tune.pruner == "median":
-        return MedianAtStep(tune.startup, tune.warmup)
+        return MedianAtStep(tune.startup, warmup(tune, experiences, seeds))
     if tune.pruner == "hyperband":
-        return HyperbandPruner(min_resource=1, max_resource=steps, reduction_factor=tune.reduction)
+        return HyperbandPruner(min_resource=1, max_resource=seeds * experiences, reduction_factor=tune.reduction)
     return WilcoxonPruner(p_threshold=tune.p_value) if tune.pruner == "wilcoxon" else NopPruner()
 
 
@@ -89,6 +101,14 @@ def dominated(values: Values, others: Sequence[Values], directions: Sequence[str
     """Whether at least half of `others` dominate; with fewer than `startup` of them nothing is said."""
     worse = sum(dominates(o, values, directions) for o in others)
     return len(others) >= tune.startup and 2 * worse >= len(others)
+
+
+def so_far(told: Values, before: Values, place: int) -> list[float | None]:
+    """The means over the seeds begun: `told` of the one at this place, `before` the means at the end of the others."""
+    if not place:
+        return list(told)
+    known = zip(told, before, strict=True)
+    return [None if x is None or mean is None else (place * mean + x) / (place + 1) for x, mean in known]
 
 
 def at(step: int) -> str:

@@ -81,11 +81,10 @@ class Study:
         """As Optuna sees it, with the sampler of trial `number`."""
         from optuna import load_study
 
-        steps = len(self.seeds) * self.experiences
         tune = self.request.tune
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            judge = pruning.pruner(tune, steps)
+            judge = pruning.pruner(tune, self.experiences, len(self.seeds))
             return load_study(
                 study_name=self.name, storage=self.storage, sampler=samplers.sampler(tune, number), pruner=judge
             )

@@ -130,7 +130,7 @@ class Watch:
 
     def __init__(self, study: Study, trial: Trial, events: SeedDir):
         self.study, self.trial, self.events = study, trial, events
-        self.reported = set(study.storage.get_trial(trial._trial_id).intermediate_values)
+        self.reported = dict(study.storage.get_trial(trial._trial_id).intermediate_values)
 
     def after_row(self, seed: int, row: int, values: dict[str, Any]) -> None:
         """Raises Pruned."""
@@ -140,25 +140,36 @@ class Watch:
         self.events.metrics(step, known)
         told = self.study.objective.so_far(values)
         tune = self.study.request.tune
-        if not self.study.objective.single:
-            self._compare(step, told)
-        elif tune.pruner != "wilcoxon":
+        if self.study.objective.single and tune.pruner == "wilcoxon":
+            if values["experience"] == n - 1:
+                self._report(place, told[0])  # one value for each seed
+            return
+        before = self._at(place * n - 1) if place else []
+        told = pruning.so_far(told, before, place)
+        if self.study.objective.single:
             self._report(step, told[0])
-        elif values["experience"] == n - 1:
-            self._report(place, told[0])  # one value for each seed
+        else:
+            self._compare(step, told)
+
+    def _at(self, step: int) -> list[float | None]:
+        """What was reported at a step before."""
+        if self.study.objective.single:
+            return [self.reported.get(step)]
+        return self.trial.user_attrs[pruning.at(step)]
 
     def _report(self, step: int, value: float | None) -> None:
         if value is None:
             return
         if step not in self.reported:  # else a run that goes on says again what it said
             self.trial.report(value, step)
+            self.reported[step] = value
         if self.trial.should_prune():
             raise Pruned(f"step {step}")
 
     def _compare(self, step: int, values: list[float | None]) -> None:
         self.trial.set_user_attr(pruning.at(step), values)
         tune = self.study.request.tune
-        if tune.pruner == "none" or step < tune.warmup:
+        if tune.pruner == "none" or step < pruning.warmup(tune, self.study.experiences, len(self.study.seeds)):
             return
         others = pruning.reached(self.study.trials("COMPLETE", "PRUNED"), step)
         if pruning.dominated(values, others, self.study.objective.directions, tune):

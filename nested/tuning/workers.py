@@ -25,7 +25,8 @@ from nested.tuning.study import Study
 from nested.tuning.trial import Busy, Runner, run
 
 RUNNER = "nested.run.run_trial"
-POLL = 0.2  # seconds between two looks at what others do
+POLL = 0.2  # seconds between two looks at what others do, of a worker that has nothing to do
+LOOK = 1.0  # the same of who only waits for processes of its own: each look reads the storage, on a core they could use
 STOP_SECONDS = 60  # for a worker to save
 MOST_BROKEN = 3  # trials in a row that end in an error of the code: the next ones would, too
 
@@ -172,7 +173,7 @@ def crewed(study: Study, n: int, tick: Callable[[], None], runner: str = RUNNER)
     crew, pulse = Crew(study, n, runner), Pulse(study)
     try:
         while not study.finished():
-            time.sleep(POLL)
+            time.sleep(LOOK)
             crew.look()
             pulse.put_back_stale()  # of workers that joined from elsewhere
             tick()

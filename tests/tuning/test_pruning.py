@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -24,7 +25,9 @@ def judged(values: dict[int, float], others: list[dict[int, float]], direction: 
     study = optuna.create_study(direction=direction)
     for curve in others:
         excess = more.get("excess", 0.0)
-        whole = create_trial(value=0.0, intermediate_values=curve, system_attrs={"constraints:flops": excess})
+        whole = create_trial(
+            value=curve[max(curve)], intermediate_values=curve, system_attrs={"constraints:flops": excess}
+        )
         study.add_trial(whole)
     running = create_trial(state=TrialState.RUNNING, intermediate_values=values)
     return pruning.MedianAtStep(more.get("startup", 3), more.get("warmup", 1)).prune(study, running)
@@ -43,6 +46,15 @@ def test_a_trial_below_the_median_at_its_step_is_pruned_though_it_began_best():
     assert not study.pruner.prune(study, running), "Optuna's own looks at the best value so far"
 
 
+def test_a_trial_that_does_as_well_as_the_best_did_at_its_step_goes_on_though_the_median_was_higher():
+    crossing = [{0: 0.9, 1: 0.5}, {0: 0.8, 1: 0.4}, {0: 0.5, 1: 0.7}]
+    assert not judged({0: 0.5}, crossing, warmup=0)
+    assert judged({0: 0.49}, crossing, warmup=0)
+    mirrored = [{step: -value for step, value in curve.items()} for curve in crossing]
+    assert not judged({0: -0.5}, mirrored, "minimize", warmup=0)
+    assert judged({0: -0.49}, mirrored, "minimize", warmup=0)
+
+
 def test_the_median_waits_for_startup_warmup_and_the_budget():
     bad = {0: 1.0, 1: 0.8, 2: 0.1}
     assert judged(bad, FALLING)
@@ -50,6 +62,19 @@ def test_the_median_waits_for_startup_warmup_and_the_budget():
     assert not judged(bad, FALLING, startup=4)
     assert not judged(bad, FALLING, warmup=3)
     assert not judged(bad, FALLING, excess=0.1), "trials over the budget are no measure"
+
+
+@pytest.mark.parametrize("words, seeds, first", [([], 1, 2), ([], 3, 4), (["tune.warmup=0"], 3, 0)])
+def test_nothing_is_judged_before_a_stream_is_seen_or_half_of_a_single_one(words: list[str], seeds: int, first: int):
+    tune = request(["tune=rate", *words]).tune
+    assert pruning.warmup(tune, EXPERIENCES, seeds) == first
+    assert pruning.warmup(request(["tune=rate"]).tune, 1, seeds) == 0, "of one experience alone each seed is whole"
+
+
+def test_what_is_told_is_the_mean_over_the_seeds_begun():
+    assert pruning.so_far([0.4, None], [], 0) == [0.4, None]
+    assert pruning.so_far([1.0, 3.0, None], [0.5, None, 2.0], 1) == [0.75, None, None]
+    assert pruning.so_far([0.9], [0.6], 2) == [pytest.approx(0.7)]
 
 
 def test_dominance_needs_one_better_and_none_worse():
@@ -103,6 +128,7 @@ def test_pruning_compares_equal_seeds_and_spares_the_later_ones(tmp_path: Path):
         runs = sorted(p.name for p in study.directory(trial.number).glob("seed-*.json"))
         if trial.state.name == "COMPLETE":
             assert len(trial.intermediate_values) == 3 * EXPERIENCES
+            assert trial.intermediate_values[3 * EXPERIENCES - 1] == pytest.approx(trial.value)
             assert len(runs) == 3
         else:
             assert len(runs) == -(-len(trial.intermediate_values) // EXPERIENCES)
@@ -123,11 +149,11 @@ def test_several_objectives_are_recorded_at_every_experience_and_pruned(tmp_path
         assert 2 * worse >= len(others) >= 5
 
 
-def search_planted(seed: int, pruner: str, n_seeds: int = 3) -> tuple[int, float]:
+def search_planted(seed: int, *words: str, n_seeds: int = 3) -> tuple[int, float]:
     """The period found in 40 trials in memory, with our samplers and pruners, and the share of steps taken."""
-    tune = request(["tune=rate", f"tune.seed={seed}", f"tune.pruner={pruner}"]).tune
+    tune = request(["tune=rate", f"tune.seed={seed}", *words]).tune
     config = BASE()
-    study = optuna.create_study(direction="maximize", pruner=pruning.pruner(tune, n_seeds * EXPERIENCES))
+    study = optuna.create_study(direction="maximize", pruner=pruning.pruner(tune, EXPERIENCES, n_seeds))
     taken = 0
     for number in range(40):
         study.sampler = samplers.sampler(tune, number)
@@ -137,7 +163,10 @@ def search_planted(seed: int, pruner: str, n_seeds: int = 3) -> tuple[int, float
         state = TrialState.COMPLETE
         for step in range(n_seeds * EXPERIENCES):
             taken += 1
-            value = planted(one, step // EXPERIENCES, step % EXPERIENCES)
+            seed, experience = divmod(step, EXPERIENCES)
+            before = [fmean(planted(one, s, EXPERIENCES - 1) for s in range(seed))] if seed else []
+            (value,) = pruning.so_far([planted(one, seed, experience)], before, seed)
+            assert value is not None
             trial.report(value, step)
             if trial.should_prune():
                 state = TrialState.PRUNED
@@ -146,9 +175,19 @@ def search_planted(seed: int, pruner: str, n_seeds: int = 3) -> tuple[int, float
     return study.best_params["period"], taken / (40 * n_seeds * EXPERIENCES)
 
 
-@pytest.mark.parametrize("pruner, most", [("none", 1.0), ("median", 0.6), ("hyperband", 0.6)])
-def test_the_one_period_that_works_is_found_and_pruning_saves_two_fifths_without_losing_it(pruner: str, most: float):
-    ends = [search_planted(seed, pruner) for seed in range(10)]
+@pytest.mark.parametrize(
+    "words, most",
+    [
+        (["tune.pruner=none"], 1.0),
+        (["tune.pruner=median"], 0.7),
+        (["tune.pruner=median", "tune.warmup=0"], 0.6),
+        (["tune.pruner=hyperband"], 0.6),
+    ],
+)
+def test_the_one_period_that_works_is_found_and_pruning_saves_two_fifths_without_losing_it(
+    words: list[str], most: float
+):
+    ends = [search_planted(seed, *words) for seed in range(10)]
     assert sum(period == PLANTED for period, _ in ends) >= 9
     assert sum(share for _, share in ends) / 10 <= most
 
