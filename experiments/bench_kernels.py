@@ -4,7 +4,9 @@ On a processor: chunked torch against the token loop, one thread, one chunk leng
 Triton against chunked torch, eager and compiled, and where `fla` is installed against its closest op. In each round
 every form runs once, in a new random order. A ratio is that of medians; its interval is the middle 95 percent of 2,000
 resamplings of the rounds. Operations and bytes are counted from the shapes: bytes are the operands and results once
-each, operations those of the chunked algorithm. Writes reports/kernels.md. Run: python experiments/bench_kernels.py
+each, operations those of the chunked algorithm. Attention: `bench_attention.py`; optimizers:
+`bench_optimizers.py`; memories of two layers: `bench_mlp_memory.py`. Writes reports/kernels.md. Run:
+python experiments/bench_kernels.py
 """
 
 from __future__ import annotations
@@ -12,21 +14,24 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from bench_attention import tables as attention
+from bench_mlp_memory import tables as mlp_memories
+from bench_optimizers import tables as optimizers
 from nested_kernels import delta_rule
+from timing import measured, ratio, roofline
 from torch import Tensor
 
 PAGE = Path("reports/kernels.md")
-PEAKS = {"H200": (4.8e12, 989e12), "H100": (3.35e12, 989e12)}  # bytes and dense bfloat16 operations a second, as stated
 Form = Callable[[list[Tensor]], tuple[Tensor, Tensor]]  # operands -> y, the memory at the end
 
 
@@ -104,38 +109,6 @@ def error(form: Form, shape: Shape, device: str) -> float:
     return max(float(((a - b).norm() / b.norm()).detach()) for a, b in zip(found, exact))
 
 
-def clock(device: str) -> float:
-    """Milliseconds: of the one thread, so that a busy machine counts less, or of the device once it is done."""
-    if device == "cpu":
-        return 1e3 * time.process_time()
-    torch.cuda.synchronize()
-    return 1e3 * time.perf_counter()
-
-
-def measured(
-    forms: dict[str, Form], x: list[Tensor], backward: bool, device: str, rounds: int
-) -> dict[str, list[float]]:
-    """Milliseconds of each form in each round, after two rounds that are thrown away."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for r in range(rounds + 2):
-        for name in random.Random(r).sample(list(forms), len(forms)):
-            begun = clock(device)
-            called(forms[name], x, backward)
-            if r > 1:
-                times[name].append(clock(device) - begun)
-    return times
-
-
-def ratio(slow: list[float], fast: list[float]) -> str:
-    draw = random.Random(0)
-    found = []
-    for _ in range(2000):
-        rounds = draw.choices(range(len(fast)), k=len(fast))
-        found.append(statistics.median(slow[i] for i in rounds) / statistics.median(fast[i] for i in rounds))
-    low, *_, high = statistics.quantiles(found, n=40)
-    return f"{statistics.median(slow) / statistics.median(fast):.2f} ({low:.2f} to {high:.2f})"
-
-
 def table(shape: Shape, forms: dict[str, Form], device: str, allowed: float, rounds: int) -> list[str]:
     """The first form is what the others are compared with."""
     lines = [f"**delta_rule, DGD on the l2 objective, read after the write**: {shape}", ""]
@@ -145,7 +118,8 @@ def table(shape: Shape, forms: dict[str, Form], device: str, allowed: float, rou
     sound = {name: form for name, form in forms.items() if errors[name] <= allowed}
     x = operands(shape, device)
     for backward in (False, True):
-        times = measured(sound, x, backward, device, rounds)
+        calls = {name: partial(called, form, x, backward) for name, form in sound.items()}
+        times = measured(calls, device, rounds)
         for name, of_form in times.items():
             ms = statistics.median(of_form)
             operations, moved = shape.operations(backward), shape.bytes(backward)
@@ -159,12 +133,6 @@ def table(shape: Shape, forms: dict[str, Form], device: str, allowed: float, rou
             lines.append("| " + " | ".join(cells) + " |")
     lines += [f"Not timed, wrong by {errors[name]:.1e}: {name}." for name in forms if name not in sound]
     return [*lines, ""]
-
-
-def roofline(ms: float, operations: float, moved: float, device: str) -> str:
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    peaks = [peak for chip, peak in PEAKS.items() if chip in name]
-    return f"{max(moved / peaks[0][0], operations / peaks[0][1]) / ms * 1e5:.0f} %" if peaks else ""
 
 
 def hardware() -> str:
@@ -191,6 +159,9 @@ def main(rounds: int) -> str:
     shape = Shape(2, 4, 1024, 64, 32, torch.float32)
     forms = {"token loop": ours("reference", None), "chunked": ours("chunked", 32)}
     lines += table(shape, forms, "cpu", 1e-5, rounds)
+    lines += mlp_memories("cpu", rounds)
+    lines += attention("cpu", rounds)
+    lines += optimizers("cpu", rounds)
     if not torch.cuda.is_available():
         return "\n".join([*lines, "No CUDA device here: its rows are missing.", ""])
     lines += [f"## Device: {torch.cuda.get_device_name()}", ""]
@@ -199,6 +170,9 @@ def main(rounds: int) -> str:
         forms = {"chunked, eager": ours("chunked", 64), "chunked, compiled": torch.compile(ours("chunked", 64))}
         forms |= {"fla chunk_comba": comba} if importlib.util.find_spec("fla") else {}
         lines += table(shape, {**forms, "triton": ours("triton", 64)}, "cuda", 2e-2, rounds)
+    lines += mlp_memories("cuda", rounds)
+    lines += attention("cuda", rounds)
+    lines += optimizers("cuda", rounds)
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ def chosen(op: str, backend: str, allowed: Sequence[str]) -> str:
     if named not in EVERYWHERE:
         raise ValueError(f"{op}: {ENVIRONMENT} is {named!r}; allowed: {', '.join(EVERYWHERE)}")
     if named not in allowed:
-        fall_back(op, "auto", "it has no Triton kernel")
+        fall_back(op, "auto", "it has no Triton kernel" if named == "triton" else "it has no such form", named)
         return "auto"
     return named
 
@@ -68,10 +68,10 @@ def transformed(*operands: Tensor | None) -> str | None:
     return None
 
 
-def fall_back(op: str, to: str, why: str) -> None:
+def fall_back(op: str, to: str, why: str, asked: str = "triton") -> None:
     """Say so, once for each reason."""
     if not torch.compiler.is_compiling():
-        _say(f'{op}: backend "{to}" in place of "triton": {why}')
+        _say(f'{op}: backend "{to}" in place of "{asked}": {why}')
 
 
 @cache

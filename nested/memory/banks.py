@@ -22,16 +22,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from nested_kernels.delta_rule import Terms
+from nested_kernels.delta_rule import Objective, Rule, Terms
+from nested_kernels.mlp_memory import Erase, MLPState, mlp_memory
+from nested_kernels.mlp_memory import Weights as Layers
+from nested_kernels.mlp_memory.chunked import fan
+from nested_kernels.mlp_memory.rule import gelu
 from torch import Tensor, nn
 
 from nested.memory.fast_linear import Steps, advance
 
 Weights = tuple[Tensor, ...]  # each (Z, memories or rows of memories, ...), the main memory first
-Erase = Literal["every", "input"]
 Vectors, Scalars = ("q", "k", "v"), ("eta", "alpha")  # what memories other than the main one make, in their order
 
 
@@ -60,9 +63,9 @@ class Bank(nn.Module):
 
     split: int  # entries along the second axis of every weight that belong to the main memory
 
-    def __init__(self, head_width: int, heads: int, names: Sequence[str], terms: Terms):
+    def __init__(self, head_width: int, heads: int, names: Sequence[str]):
         super().__init__()
-        self.head_width, self.heads, self.terms = head_width, heads, terms
+        self.head_width, self.heads = head_width, heads
         self.vectors = [name for name in Vectors if name in names]
         self.scalars = [name for name in Scalars if name in names]
         self.names = ["main", *self.vectors, *self.scalars]
@@ -95,8 +98,8 @@ class MatrixBank(Bank):
     """M(x) = M x, all of them rows of one matrix (Z, R, K)."""
 
     def __init__(self, head_width: int, heads: int, names: Sequence[str], terms: Terms):
-        super().__init__(head_width, heads, names, terms)
-        self.split = head_width
+        super().__init__(head_width, heads, names)
+        self.split, self.terms = head_width, terms
 
     def _one(self, name: str) -> dict[str, nn.Parameter]:
         rows = 1 if name in Scalars else self.head_width
@@ -134,11 +137,20 @@ class ResidualBank(Bank):
     split = 1
 
     def __init__(
-        self, head_width: int, heads: int, names: Sequence[str], terms: Terms, hidden: int, erase: Erase = "every"
+        self,
+        head_width: int,
+        heads: int,
+        names: Sequence[str],
+        objective: Objective,
+        rule: Rule,
+        hidden: int,
+        erase: Erase = "every",
     ):
         self.hidden = hidden
-        super().__init__(head_width, heads, names, terms)
-        self.erases = terms.erase, terms.erase if erase == "every" else 0.0
+        super().__init__(head_width, heads, names)
+        self.objective: Objective = objective
+        self.rule: Rule = rule
+        self.erase: Erase = erase
         if self.scalars:
             self.readout = _normal(heads, len(self.scalars), head_width)
 
@@ -156,7 +168,7 @@ class ResidualBank(Bank):
 
     def project(self, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         up, down = (w[:, 1:] for w in weights)
-        made = x.unsqueeze(1) + gelu(_fan(x, up))[0] @ down.mT  # (Z, N - 1, L, K)
+        made = x.unsqueeze(1) + gelu(fan(x, up))[0] @ down.mT  # (Z, N - 1, L, K)
         vectors, wide = made.split([len(self.vectors), len(self.scalars)], 1)
         if not self.scalars:
             return vectors.transpose(1, 2), x[..., :0]
@@ -169,45 +181,31 @@ class ResidualBank(Bank):
         return q + gelu(q @ up.mT)[0] @ down.mT
 
     def write(self, live: Weights, anchor: Weights, at: Segment, initial: Weights | None, momentum: Weights) -> Written:
-        keys, inner, outer = self._gradient(anchor, at)
-        L, E, starts, heaps = at.k.shape[1], self.hidden, initial or (None, None), momentum or (None, None)
-        start, heap = (None if w is None else w.flatten(1, 2) for w in (starts[0], heaps[0]))  # (Z, N E, K)
-        steps = Steps(at.k, inner.transpose(1, 2).flatten(2), at.eta, at.alpha, at.beta, at.q if L > 1 else None)
-        asked, up, heap_up = advance(steps, self.erases[0], live[0].flatten(1, 2), start, heap)
-        if asked is not None:  # the main memory is asked; what the others would read is not looked at
-            asked = torch.cat([gelu(asked[..., :E])[0].unsqueeze(1), keys[:, 1:]], 1)
-        eta = at.eta.unsqueeze(1) / keys.square().sum(-1, keepdim=True).clamp_min(1.0)  # (Z, N, L, 1)
-        beta = None if at.beta is None else at.beta.unsqueeze(1).expand_as(eta)
-        steps = Steps(keys, outer, eta, at.alpha.unsqueeze(1).expand_as(eta), beta, asked)
-        answer, down, heap_down = advance(steps, self.erases[1], live[1], starts[1], heaps[1])
-        reads = None
-        if at.q is not None:
-            reads = self.read(live, at.q) if answer is None else at.q + answer[:, 0]
-        gathered = () if heap_up is None or heap_down is None else (heap_up.view_as(live[0]), heap_down)
-        return Written(reads, (up.view_as(live[0]), down), gathered)
+        def layers(w: Weights) -> Layers:
+            return Layers(*(x.unsqueeze(1) for x in w))
 
-    def _gradient(self, anchor: Weights, at: Segment) -> tuple[Tensor, Tensor, Tensor]:
-        """The keys of `down` (Z, N, L, E), and what the loss says at the output of `up` (same) and of `down` (K)."""
-        (up, down), (_, fit, value), L = anchor, self.terms, at.k.shape[1]
-        both = torch.cat([at.k, at.v], 1)  # (Z, 2L, K): the key, and the value from which memories make their own
-        active, slope = gelu(_fan(both, up))  # (Z, N, 2L, E)
-        out = both.unsqueeze(1) + active @ down.mT  # (Z, N, 2L, K)
-        outer = fit * out[:, :, :L] - value * out[:, :, L:]
-        inner = (outer @ down) * slope[:, :, :L]
-        return active[:, :, :L], inner, outer
+        stale = live is not anchor  # then these tokens are the rest of an open chunk, else a chunk
+        held = layers(anchor) if stale else None, layers(momentum) if momentum else None
+        y, after = mlp_memory(
+            None if at.q is None else at.q.unsqueeze(1),
+            at.k.unsqueeze(1),
+            at.v.unsqueeze(1),
+            at.eta.mT,
+            at.alpha.mT,
+            MLPState(layers(live), *held, position=int(stale)),
+            beta=None if at.beta is None else at.beta.mT,
+            objective=self.objective,
+            rule=self.rule,
+            erase=self.erase,
+            values="own",
+            anchor=at.k.shape[1] + stale,
+            retain="zero" if initial is None else "initial",
+            initial=layers(initial) if initial else None,
+        )
+        weights, gathered = (tuple(x.squeeze(1) for x in w or ()) for w in (after.weights, after.momentum))
+        return Written(None if y is None else y.squeeze(1), weights, gathered)
 
 
 def _normal(*shape: int) -> nn.Parameter:
     """N(0, 1 / last axis): keeps the norm of what it multiplies."""
     return nn.Parameter(torch.randn(shape) / math.sqrt(shape[-1]))
-
-
-def _fan(x: Tensor, up: Tensor) -> Tensor:
-    """x (Z, L, K) through every memory's `up` (Z, N, E, K) -> (Z, N, L, E), as one product."""
-    return (x @ up.flatten(1, 2).mT).unflatten(-1, up.shape[1:3]).transpose(1, 2)
-
-
-def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu and its derivative, which the inner gradient needs as a formula so that it can be differentiated again."""
-    below = torch.special.ndtr(x)
-    return x * below, below + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)

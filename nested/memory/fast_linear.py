@@ -7,7 +7,7 @@ Retention towards the initial state, which the paper has not, puts W_0 + alpha_t
 
 Momentum: the paper's Table 6 takes one away that none of its equations has. This is that of Titans (arXiv 2501.00663,
 Eq. 13-14): S_t = beta_t S_{t-1} - eta_t error_t k_t^T is added in place of the gradient's step, decay and erase stay.
-Such writes have a rank above one, so there is no chunk-parallel form, and it goes token by token.
+Such writes have a rank above one, so the delta rule's chunks do not serve, and it goes token by token.
 
 Shapes: Z all leading axes (batch, heads, memories), L tokens, K in, V out. Rates are (..., L, 1).
 """

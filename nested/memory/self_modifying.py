@@ -122,7 +122,7 @@ class SelfModifyingTitans(nn.Module):
             self.memories = MatrixBank(self.head_width, heads, adaptive, terms(objective, rule))
         else:
             E = self.head_width if hidden is None else hidden
-            self.memories = ResidualBank(self.head_width, heads, adaptive, terms(objective, rule), E, erase or "every")
+            self.memories = ResidualBank(self.head_width, heads, adaptive, objective, rule, E, erase or "every")
         if adaptive:
             self.input = nn.Linear(width, width, bias=False)
         outs = {**dict.fromkeys(Vectors, width), **dict.fromkeys(scalars, heads)}

@@ -62,7 +62,7 @@ class WindowAttention(nn.Module):
 
     def kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys, normalised but not rotated, and values of x (B, T, D): (B, T, H, K) each, token by token."""
-        return self.key_norm(self._heads(self.key(x))), self._heads(self.value(x))
+        return _normalised(self.key_norm, self._heads(self.key(x))), self._heads(self.value(x))
 
     def attend(self, x: Tensor, kept: tuple[Tensor, Tensor], state: Held, once: bool = False) -> Tensor:
         """x (B, T, D), its own keys and values, and those held before it -> (B, T, D).
@@ -74,7 +74,7 @@ class WindowAttention(nn.Module):
         if self.window is not None:
             keys, values = keys[:, -(self.window + t - 1) :], values[:, -(self.window + t - 1) :]
         at = torch.arange(keys.shape[1], device=x.device)
-        query = rotate(self.query_norm(self._heads(self.query(x))), at[-t:], self.theta)
+        query = rotate(_normalised(self.query_norm, self._heads(self.query(x))), at[-t:], self.theta)
         backend = "fused" if once and self.window is None else "auto"
         operands = (query, rotate(keys, at, self.theta), values.to(query.dtype))
         y = attention_hvp(*operands, window=self.window, backend=backend)
@@ -97,6 +97,11 @@ class WindowAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
+
+
+def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """In the dtype of x: an autocast on a CUDA device norms in float32, and attention multiplies what it is given."""
+    return norm(x).to(x.dtype)
 
 
 def _last(x: Tensor, tokens: int) -> Tensor:

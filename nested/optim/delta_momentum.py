@@ -3,59 +3,27 @@
 "Nested Learning" (arXiv 2512.24695v1) Eq. 48-49, with P = I:
     W <- W + m        m <- m (alpha I - g^T g) - eta g
 The momentum m is an associative memory of gradients, written by the delta rule: what it holds in the direction of the
-new gradient g is erased before g is written, everything else only decays by alpha.
+new gradient g is erased before g is written, everything else only decays by alpha. The mathematics is in
+`nested_kernels.level_step`; `delta_momentum` is the pure rule.
 
 Shapes: m and g are (O, I) matrices, or tensors of any shape which the vector form reads as one vector of N values.
 """
 
-# torch's foreach functions are public in all but name
-# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from itertools import count
+from typing import Annotated, Any, NamedTuple
 
-import torch
+from nested_kernels.level_step import Form, LevelRule, Shape, delta_momentum, level_step
 from torch import Tensor
 
 from nested.config import Bound
 from nested.errors import UserError
 from nested.optim.rule import Rule, zeros
+from nested.precision import wide_dtype
 
-Form = Literal["normalised", "printed"]
-Shape = Literal["vector", "matrix"]
-
-
-def delta_momentum(
-    m: Tensor,
-    g: Tensor,
-    lr: float,
-    momentum: float,
-    beta: float = 1.0,
-    form: Form = "normalised",
-    shape: Shape = "matrix",
-    eps: float = 1e-8,
-) -> Tensor:
-    """The next m, same shape as m and g: alpha m - beta (what m holds along u) - eta g.
-
-    u is g itself in the printed form and g / (|g| + eps), Frobenius norm, in the normalised one. "matrix": m u^T u with
-    tensors read as (O, rest), Eq. 49. "vector": what m holds along u is u <u, m> in the normalised form (Eq. 22 of the
-    paper's short version, which multiplies from the left: the scalar u^T u of Eq. 49 is 1 for every unit vector, which
-    would make it ordinary momentum with decay alpha - beta); in the printed form it is the scalar |g|^2 times m.
-    """
-    u = g if form == "printed" else g / (torch.linalg.vector_norm(g) + eps)
-    if shape == "matrix" and g.ndim >= 2:
-        along = _along_matrix(m.flatten(1), u.flatten(1)).view_as(m)
-    elif form == "printed":
-        along = m * (u * u).sum()
-    else:
-        along = u * (u * m).sum()
-    return momentum * m - beta * along - lr * g
-
-
-def _along_matrix(m: Tensor, u: Tensor) -> Tensor:
-    """m u^T u, (O, I), multiplied in the cheaper order."""
-    return (m @ u.mT) @ u if u.shape[0] <= u.shape[1] else m @ (u.mT @ u)
+__all__ = ["DeltaMomentum", "Form", "Shape", "delta_momentum"]
 
 
 class DeltaMomentum(Rule):
@@ -85,16 +53,13 @@ class DeltaMomentum(Rule):
     def start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum": zeros(p)}
 
-    def update(
-        self, params: list[Tensor], gs: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> None:
-        ms = [state["momentum"] for state in states]
-        if group["shape"] == "matrix":
-            _next_matrices(params, gs, ms, group)
-        elif gs[0].device.type == "cpu":
-            _next_vectors_one_by_one(params, gs, ms, group)
-        else:
-            _next_vectors_at_once(params, gs, ms, group)
+    def step_group(self, group: dict[str, Any]) -> None:
+        """One update of the group's parameters that have a gradient, all at once: two launches on a device."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        momenta = [self._state(p, group)["momentum"] for p in params]
+        level_step(params, [p.grad for p in params if p.grad is not None], momenta, _rule(group))
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
@@ -108,39 +73,49 @@ class DeltaMomentum(Rule):
             )
 
 
-def _next_matrices(params: list[Tensor], gs: list[Tensor], ms: list[Tensor], group: dict[str, Any]) -> None:
-    """`delta_momentum` in the matrix form; tensors of fewer than two dimensions take the vector form."""
-    rule = {name: group[name] for name in ("lr", "momentum", "beta", "form", "shape", "eps")}
-    for p, g, m in zip(params, gs, ms):
-        m.copy_(delta_momentum(m, g, **rule))
-        p.add_(m)
+class Turn(NamedTuple):
+    """What a tick is for a level: is it due, what it has gathered, and what the sum is multiplied by, then."""
+
+    rule: DeltaMomentum
+    due: bool
+    gathered: (
+        list[Tensor | None] | None
+    )  # one for each parameter, in the order of the rule's groups; None: no gathering
+    scale: float
 
 
-def _next_vectors_one_by_one(params: list[Tensor], gs: list[Tensor], ms: list[Tensor], group: dict[str, Any]) -> None:
-    """`delta_momentum` in the vector form, on a CPU: all passes over a tensor while it is in the cache."""
-    for p, g, m in zip(params, gs, ms):
-        flat = g.reshape(-1)
-        square = torch.dot(flat, flat).item()
-        held = 0.0 if group["form"] == "printed" else torch.dot(flat, m.view(-1)).item()
-        keep, write = _vector_coefficients(square, square**0.5, held, group)
-        p.add_(m.mul_(keep).add_(g, alpha=write))
+def step_together(turns: Iterable[Turn]) -> None:
+    """A tick of all levels in one call of `level_step`: every gradient is gathered, and levels that are due learn."""
+    rules: list[LevelRule] = []
+    now: list[bool] = []
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor | None, int]] = []
+    for turn in turns:
+        places = count()
+        for group in turn.rule.param_groups:
+            rules.append(_rule(group)._replace(scale=turn.scale))
+            now.append(turn.due)
+            for p, i in zip(group["params"], places):
+                found = _gradient(p, turn, i)
+                if found is not None:
+                    rows.append((p, found[0], turn.rule._state(p, group)["momentum"], found[1], len(rules) - 1))
+    if rows:
+        params, grads, momenta, gathered, levels = zip(*rows)
+        level_step(params, grads, momenta, rules, levels=levels, gathered=gathered, due=now)
 
 
-def _next_vectors_at_once(params: list[Tensor], gs: list[Tensor], ms: list[Tensor], group: dict[str, Any]) -> None:
-    """`delta_momentum` in the vector form, on an accelerator: few launches for many tensors, and no waiting."""
-    norms = torch.stack(torch._foreach_norm(gs))  # (tensors,)
-    dots = torch.stack([torch.dot(g.reshape(-1), m.view(-1)) for g, m in zip(gs, ms)])  # (tensors,)
-    keep, write = _vector_coefficients(norms.square(), norms, dots, group)
-    torch._foreach_mul_(ms, list(keep.unbind()) if isinstance(keep, Tensor) else keep)
-    if isinstance(write, Tensor):
-        torch._foreach_addcmul_(ms, gs, write.unbind())
-    else:
-        torch._foreach_add_(ms, gs, alpha=write)
-    torch._foreach_add_(params, ms)
+def _gradient(p: Tensor, turn: Turn, i: int) -> tuple[Tensor, Tensor | None] | None:
+    """The gradient and what it is added to (None: nothing); None where there is nothing to add or to learn from."""
+    held = None if turn.gathered is None else turn.gathered[i]
+    if p.grad is None:
+        return None if held is None or not turn.due else (held, None)
+    if turn.gathered is None or (held is None and turn.due):
+        return p.grad, None
+    if held is None:
+        turn.gathered[i] = p.grad.to(wide_dtype(p.dtype), copy=True)  # a copy: `.grad` may be written again
+        return None
+    turn.gathered[i] = held.to(wide_dtype(p.dtype))
+    return p.grad, turn.gathered[i]
 
 
-def _vector_coefficients(square: Any, norm: Any, held: Any, group: dict[str, Any]) -> tuple[Any, Any]:
-    """(a, b) of m <- a m + b g: in the vector form m and g meet only in scalars, |g|^2 and <g, m>."""
-    if group["form"] == "printed":
-        return group["momentum"] - group["beta"] * square, -group["lr"]
-    return group["momentum"], -group["lr"] - group["beta"] * held / (norm + group["eps"]) ** 2
+def _rule(group: dict[str, Any]) -> LevelRule:
+    return LevelRule(**{name: group[name] for name in LevelRule._fields if name in group})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nested.errors import Diverged, UserError
 from nested.levels import Level, assign, due, ticks
+from nested.optim.delta_momentum import DeltaMomentum, Turn, step_together
 from nested.optim.schedule import rate_factor
 from nested.settings import Schedule
 from nested.signature import accepts, build
@@ -84,11 +85,12 @@ class Leveled(torch.optim.Optimizer):
         if not self._finite():
             return loss
         self.tick += 1
-        for level in self.levels:
-            if level.period == 1:
-                self._update(level)
-            else:
-                self._gather(level)
+        if self._together():
+            self._step_together()
+        else:
+            for level in self.levels:
+                if level.period > 1:
+                    self._gather(level)
                 if due(level, self.tick):
                     self._update(level)
         self.zero_grad()
@@ -135,6 +137,29 @@ class Leveled(torch.optim.Optimizer):
             else:
                 held.add_(p.grad)
         self.count[level.name] += 1
+
+    def _together(self) -> bool:
+        """Whether all levels can learn in one call, and that pays: Delta Momentum on a device, where launches count."""
+        same = self.clip_norm is None and all(isinstance(rule, DeltaMomentum) for rule in self.rules.values())
+        return same and self._everything[0].device.type != "cpu"
+
+    def _step_together(self) -> None:
+        """`_gather` and `_update` of all levels in one call."""
+        turns, learning = [], [level for level in self.levels if due(level, self.tick)]
+        for level in self.levels:
+            store = self.gathered[level.name] if level.period > 1 else None
+            if store is not None:
+                store.extend(None for _ in range(len(store), len(self.members[level.name])))
+                self.count[level.name] += 1
+            if level in learning:
+                self._set_rate(level, 0)
+            rule, mean = self.rules[level.name], level.gather == "mean" and store is not None
+            assert isinstance(rule, DeltaMomentum)
+            turns.append(Turn(rule, level in learning, store, 1 / self.count[level.name] if mean else 1.0))
+        step_together(turns)
+        for level in learning:
+            self.updates[level.name] += 1
+            self.gathered[level.name], self.count[level.name] = [], 0
 
     def _update(self, level: Level, extra: int = 0) -> None:
         """Apply what is gathered; `extra` is 1 for an update between two ticks."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from nested.config import Bound
 from nested.errors import UserError
 from nested.optim.matrix_rule import MatrixRule
-from nested.optim.newton_schulz import orthogonalised
+from nested.optim.newton_schulz import orthogonalised, orthogonalised_each
 from nested.optim.rule import zeros
 
 Form = Literal["ema", "literal"]
@@ -106,18 +106,19 @@ class M3(MatrixRule):
     def update(
         self, params: list[Tensor], gs: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> None:
-        for p, g, state in zip(params, gs, states):
-            _learn_fast(p, g, state, group)
-            if group["alpha"]:
-                _learn_slowly(g, state, group)
+        for g, state in zip(gs, states):
+            state["step"] += 1
+            remember(state["fast"], g, group["beta1"], group["form"])
+        directions = orthogonalised_each([state["fast"] for state in states], group["steps"])
+        for p, g, state, direction in zip(params, gs, states, directions):
+            _follow(p, g, direction, state, group)
+        if group["alpha"]:
+            _learn_slowly(gs, states, group)
 
 
-def _learn_fast(p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """Lines 6 to 10 of Algorithm 1."""
-    form, fast = group["form"], state["fast"]
-    state["step"] += 1
-    remember(fast, g, group["beta1"], form)
-    direction = orthogonalised(fast, group["steps"])
+def _follow(p: Tensor, g: Tensor, direction: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Lines 8 to 10 of Algorithm 1, along the orthogonalised fast momentum."""
+    form = group["form"]
     if group["alpha"]:
         direction = direction.add_(state["slow_orthogonal"], alpha=group["alpha"])
     rate = group["lr"] * (1.0 if form == "literal" else math.sqrt(max(1.0, len(p) ** 2 / max(1, p.numel()))))
@@ -129,13 +130,16 @@ def _learn_fast(p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, An
         p.add_(direction, alpha=-rate)
 
 
-def _learn_slowly(g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """Lines 3 and 4 of Algorithm 1, every f steps."""
-    state["gathered"].add_(g)
-    period = group["frequency"]
-    if state["step"] % period:
-        return
-    gathered = state["gathered"] if group["form"] == "literal" else state["gathered"] / period
-    remember(state["slow"], gathered, group["beta3"], group["form"])
-    state["slow_orthogonal"] = orthogonalised(state["slow"], group["steps"])
-    state["gathered"].zero_()
+def _learn_slowly(gs: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:
+    """Lines 3 and 4 of Algorithm 1, every f steps of a parameter."""
+    period, learned = group["frequency"], []
+    for g, state in zip(gs, states):
+        state["gathered"].add_(g)
+        if state["step"] % period == 0:
+            gathered = state["gathered"] if group["form"] == "literal" else state["gathered"] / period
+            remember(state["slow"], gathered, group["beta3"], group["form"])
+            state["gathered"].zero_()
+            learned.append(state)
+    directions = orthogonalised_each([state["slow"] for state in learned], group["steps"])
+    for state, direction in zip(learned, directions):
+        state["slow_orthogonal"].copy_(direction)

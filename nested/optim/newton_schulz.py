@@ -1,48 +1,36 @@
-"""Newton-Schulz: nearly the closest matrix with orthonormal rows (or columns), by matrix products alone.
+"""Matrices with orthonormal rows (or columns) in place of what momenta hold: Newton-Schulz, and one step towards it.
 
-"Nested Learning" (arXiv 2512.24695v1) Eq. 42 puts it on the output of a momentum, which makes Muon, and gives neither
-coefficients nor a number of steps; here they are Muon's: X <- a X + (b X X^T + c (X X^T)^2) X from X = G / |G|. That
-quintic brings singular values quickly into a band around 1 instead of slowly to 1 itself. Eq. 43-44, one step of
-gradient descent towards an orthogonal matrix, is `orthogonalisation_step`.
+"Nested Learning" (arXiv 2512.24695v1) Eq. 42, whose mathematics is in `nested_kernels.newton_schulz`, and Eq. 43-44.
 
-Shapes: B any leading dimensions, O rows, I columns, m the smaller of O and I, n the larger.
+Shapes: B any leading dimensions, O rows, I columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from nested_kernels.newton_schulz import QUINTIC, newton_schulz, newton_schulz_each
 from torch import Tensor
 
-QUINTIC = (3.4445, -4.7750, 2.0315)
-LEAST_NORM = 1e-7  # a smaller matrix is not blown up to norm 1: zero stays zero
-
-
-def newton_schulz(g: Tensor, steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC) -> Tensor:
-    """G = U S V^T -> about U V^T, (*B, O, I) both, computed in G's own precision.
-
-    Five steps bring the singular values of a Gaussian matrix with n >= 1.5 m into [0.6, 1.2]; one below |G| / 1000
-    stays below 0.5. The size of G makes no difference unless |G| is below 1e-7. A NaN spreads over its matrix. Raises
-    ValueError for a tensor of fewer than two dimensions.
-    """
-    if g.ndim < 2:
-        raise ValueError(f"Newton-Schulz needs a matrix; a tensor of shape {tuple(g.shape)} is none")
-    a, b, c = coefficients
-    tall = g.shape[-2] > g.shape[-1]
-    x = g.mT if tall else g  # (*B, m, n): the products below are m x m
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(LEAST_NORM)
-    if x.ndim > 2:
-        x = x.reshape(-1, *x.shape[-2:])  # (B, m, n)
-    add = torch.addmm if x.ndim == 2 else torch.baddbmm  # on a CPU a batch of one costs up to twice the plain product
-    for _ in range(steps):
-        gram = x @ x.mT  # (B, m, m)
-        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).reshape(g.shape)
+__all__ = ["QUINTIC", "newton_schulz", "orthogonalisation_step", "orthogonalised", "orthogonalised_each"]
 
 
 def orthogonalised(memory: Tensor, steps: int = 5) -> Tensor:
     """`newton_schulz` of (O, ...) as a matrix (O, rest); in bfloat16, as in torch's Muon, unless it is float64."""
-    precise = memory if memory.dtype is torch.float64 else memory.bfloat16()
-    return newton_schulz(precise.flatten(1), steps).view_as(memory)
+    return newton_schulz(_matrix(memory), steps).view_as(memory)
+
+
+def orthogonalised_each(memories: Sequence[Tensor], steps: int = 5) -> Iterable[Tensor]:
+    """`orthogonalised` of each; on a device those of one shape in one batch, and results may share memory."""
+    if all(m.device.type == "cpu" for m in memories):
+        return (orthogonalised(m, steps) for m in memories)  # one by one, as they are asked for
+    found = newton_schulz_each([_matrix(m) for m in memories], steps)
+    return [x.reshape(m.shape) for x, m in zip(found, memories)]
+
+
+def _matrix(memory: Tensor) -> Tensor:
+    return (memory if memory.dtype is torch.float64 else memory.bfloat16()).flatten(1)
 
 
 def orthogonalisation_step(o: Tensor, g: Tensor, rate: float) -> Tensor:

@@ -120,6 +120,28 @@ def test_what_no_one_asks_for_is_not_computed() -> None:
     assert flops("qkv") > flops("qkv", "qk") > flops("qkv", "q") > flops("qkv", "v")
 
 
+def test_operations_of_the_kernels_are_counted_as_those_of_the_chunked_form() -> None:
+    """Else attention would cost nothing on a GPU, and equal FLOPs mean something else there."""
+    pytest.importorskip("triton")
+    from nested_kernels.attention_hvp.library import attention
+
+    forms = {"cpu": attend(window=50, backend="chunked"), "meta": lambda q, k, v: attention(q, k, v, 50)[0]}
+    counted = []
+    for device, f in forms.items():
+        q, k, v = (torch.zeros(2, n, 3, 16, device=device, requires_grad=True) for n in (70, 100, 100))
+        u = [torch.zeros_like(x) for x in (q, k, v)]
+        with FlopCounterMode(display=False) as counter:
+            y = f(q, k, v)
+            forward = counter.get_total_flops()
+            d_out = torch.zeros_like(y, requires_grad=True)
+            first = torch.autograd.grad(y, (q, k, v), d_out, create_graph=True)
+            both = counter.get_total_flops()
+            torch.autograd.grad(first, (q, k, v, d_out), u)
+        counted.append((forward, both - forward, counter.get_total_flops() - both))
+    assert counted[0] == counted[1]
+    assert min(counted[0]) > 0
+
+
 @pytest.mark.parametrize("backend", Backends)
 @pytest.mark.parametrize("window", [None, 5])
 def test_later_keys_and_keys_before_the_window_change_nothing(window: int | None, backend: Any) -> None:
@@ -311,7 +333,8 @@ Wrong = {
     "devices": (wrong(k=torch.zeros(2, 6, 2, 3, device="meta").double()), ["k is on meta", "q on cpu"]),
     "window": (wrong(window=0), ["window is 0", "1 or more"]),
     "block": (wrong(block=0), ["block is 0", "1 or more"]),
-    "backend": (wrong(backend="fast"), ["backend is 'fast'", "auto, reference, chunked"]),
+    "backend": (wrong(backend="fast"), ["backend is 'fast'", "auto, reference, chunked, triton, fused"]),
+    "no device": (wrong(backend="triton"), ["backend is 'triton'", "float64"]),
 }
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from nested.errors import UserError
 from nested.optim import DeltaMomentum
-from nested.optim.delta_momentum import _next_vectors_at_once, delta_momentum
+from nested.optim.delta_momentum import delta_momentum
 
 Shapes = [(3, 4), (5,), (), (2, 3, 2, 2), (5, 2)]
 Forms = list(itertools.product(["normalised", "printed"], ["vector", "matrix"]))
@@ -90,17 +90,6 @@ def test_optimizer_equals_loops_over_numbers_for_ten_steps(form, shape):
         expected = [w + m for w, m in zip(expected, ms)]
         optimizer.step()
     assert_close([p.detach() for p in ours], expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("form", ["normalised", "printed"])
-def test_the_path_of_accelerators_is_the_rule_too(form):
-    params, gs, ms = ([t.detach() for t in parameters(seed)] for seed in range(3))
-    group = {"lr": 0.1, "momentum": 0.9, "beta": 0.7, "form": form, "eps": 1e-8}
-    expected = [delta_momentum(m, g, **group, shape="vector") for m, g in zip(ms, gs)]
-    moved = [p + m for p, m in zip(params, expected)]
-    _next_vectors_at_once(params, gs, ms, group)
-    assert_close(ms, expected, rtol=1e-12, atol=1e-12)
-    assert_close(params, moved, rtol=1e-12, atol=1e-12)
 
 
 def test_printed_form_is_equation_49_with_its_default_beta():

@@ -1,9 +1,13 @@
 """Muon for matrices and AdamW for the rest must be torch's two optimizers side by side."""
 
+import pytest
 import torch
+from nested_kernels.newton_schulz.op import stacked
 from torch import nn
+from torch.testing import assert_close
 
 from nested.optim import Muon
+from nested.optim.matrix_rule import MatrixRule
 
 
 def network() -> nn.Module:
@@ -35,6 +39,28 @@ def test_equals_torchs_two_optimizers():
     assert len(matrices) == 1
     assert equal(ours, theirs)
     assert not equal(ours, network())
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+def test_what_devices_do_at_once_is_torchs_muon(nesterov, batched, monkeypatch):
+    """To the last bit where matrices are taken one by one; a batch of them rounds otherwise, in bfloat16."""
+    if batched:
+        monkeypatch.setattr("nested.optim.muon.newton_schulz_each", lambda *given: stacked(*given, "gram"))
+    g, shapes = torch.Generator(), [(6, 20), (20, 6), (6, 20), (5, 5)]
+    ours, torchs = ([torch.randn(s, generator=g.manual_seed(0)).requires_grad_() for s in shapes] for _ in range(2))
+    first = Muon(ours, 0.02, 0.9, nesterov=nesterov, weight_decay=0.1)
+    second = torch.optim.Muon(torchs, 0.02, momentum=0.9, nesterov=nesterov, weight_decay=0.1)
+    for _ in range(5):
+        for p, q in zip(ours, torchs):
+            p.grad = q.grad = torch.randn(p.shape, generator=g)
+        with torch.no_grad():
+            MatrixRule.step_matrices(first, first.param_groups[0])  # as `step` does on a device
+        second.step()
+    assert all(torch.equal(first.state[p]["momentum_buffer"], second.state[q]["momentum_buffer"]) for p, q in
+               zip(ours, torchs))  # fmt: skip
+    assert all(torch.equal(p, q) for p, q in zip(ours, torchs)) == (not batched)
+    assert_close(ours, torchs, rtol=0, atol=5 * 0.02 * 2 * 2**-6)
 
 
 def test_continues_from_its_state_to_the_last_bit(tmp_path):

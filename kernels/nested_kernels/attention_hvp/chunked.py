@@ -158,16 +158,20 @@ def _blocks(q: Tensor, k: Tensor, window: int | None, block: int) -> Iterator[tu
     """Where the queries of a block are in q, where the keys that they see are in k, and what hides keys (C, M)."""
     (g, t, _), n = q.shape, k.shape[1]
     bias = q.new_empty(0)
-    for begin in range(0, t, block):
-        end = min(begin + block, t)
-        position, stop = n - t + begin, n - t + end
-        start = 0 if window is None else max(0, position - window + 1)
+    for begin, end, start, stop in spans(t, n, window, block):
         if bias.shape != (shape := (end - begin, stop - start)):
             bias = hidden(*shape, window, q)
         heads = max(1, SCORES // bias.numel()) if q.device.type == "cpu" else g
         for head in range(0, g, heads):
             some = slice(head, head + heads)
             yield (some, slice(begin, end)), (some, slice(start, stop)), bias
+
+
+def spans(t: int, n: int, window: int | None, block: int) -> Iterator[tuple[int, int, int, int]]:
+    """Of each block of queries its begin and end, and those of the keys that it sees."""
+    for begin in range(0, t, block):
+        end = min(begin + block, t)
+        yield begin, end, 0 if window is None else max(0, n - t + begin - window + 1), n - t + end
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Attention as one function: arguments checked, a form chosen, precision kept.
 
-Order of differentiation: "reference" any, "chunked" two (a third raises and says so), "fused" one (a second raises):
-torch's own fused attention, for what no inner gradient passes.
+Order of differentiation: "reference" any; "chunked" and "triton" two (a third raises and says so), and so "auto" for
+more than a few tokens; "fused" one (a second raises): torch's own fused attention, for what no inner gradient passes.
 
 Shapes: B batch, T tokens (queries), N keys and values, H heads, K head size.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from nested_kernels.attention_hvp.chunked import attention_hvp_chunked
 from nested_kernels.attention_hvp.reference import attention_hvp_reference, hidden
-from nested_kernels.backend import chosen
+from nested_kernels.backend import chosen, fall_back, transformed, without_triton
 
-Backend = Literal["auto", "reference", "chunked", "fused"]
+Backend = Literal["auto", "reference", "chunked", "triton", "fused"]
 BLOCK = 64  # the fastest or near it on a CPU, for windows of 64 and 512 and without one, heads of 32 and 64
 FEW = 16  # tokens for which all scores at once are faster (1.3 to 1.9 times, most shapes); that is still linear in N
+WIDEST = 128  # head size in Triton: rows of queries and keys, and two sums of them, lie in registers
 
 
 def attention_hvp(
@@ -37,28 +38,61 @@ def attention_hvp(
     Queries are the last T of the N positions: query t stands at N - T + t and sees the `window` keys that end with its
     own position, or without a window all keys up to it.
 
-    Differentiable twice, with "reference" to any order. The chunked form, `block` queries at a time, keeps memory
-    linear in T and N. Computed in float32, or in float64 where the operands are float64; the result has their dtype.
-    So are the chunked form's derivatives; an autocast around the differentiation reaches those of "reference".
+    Differentiable twice, with "reference" to any order. The chunked form, `block` queries at a time, and Triton keep
+    memory linear in T and N. `backend` "auto" is Triton on a CUDA device, for heads of up to 128, else chunked; for 16
+    queries or fewer it is the formula. Computed in float32, or in float64 where the operands are float64; Triton
+    multiplies bfloat16 operands as such and adds up in float32. The result has the dtype of the operands. So are the
+    derivatives; an autocast around the differentiation reaches those of "reference".
     Raises ValueError that names the argument, what was seen and what is allowed.
     """
-    backend = cast(Backend, chosen("attention_hvp", backend, get_args(Backend)))
+    named = chosen("attention_hvp", backend, get_args(Backend))
     for name, length in (("window", window), ("block", block)):
         if length is not None and length < 1:
             raise ValueError(f"attention_hvp: {name} is {length}; 1 or more is allowed")
     _check_tensors(q, k, v)
     out, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
-    q, k, v = (x.to(dtype) for x in (q, k, v))
+    form = _form(backend, named, dtype, q, k, v)
+    narrow = out if form == "triton" and out == torch.bfloat16 else dtype
+    q, k, v = (x.to(narrow) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):  # which would add up in half precision
         if window is not None:
             k, v = (x[:, -(q.shape[1] - 1 + window) :] for x in (k, v))  # the keys that some query sees
-        if backend == "reference" or (backend == "auto" and q.shape[1] <= FEW):
+        if form == "reference":
             y = attention_hvp_reference(q, k, v, window=window)
-        elif backend == "fused":
+        elif form == "fused":
             y = _fused(q, k, v, window)
-        else:
+        elif form == "chunked":
             y = attention_hvp_chunked(q, k, v, window=window, block=block or BLOCK)
+        else:
+            from nested_kernels.attention_hvp.library import attention  # needs Triton
+
+            y, _ = attention(q, k, v, min(window or k.shape[1], k.shape[1]))
     return y.to(out)
+
+
+def _form(backend: Backend, named: str, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The form that runs: as `named` by argument or environment, or what suits the device and the shapes."""
+    if named not in ("auto", "triton"):
+        return named
+    few = "reference" if q.shape[1] <= FEW else "chunked"
+    if named == "auto" and (few == "reference" or not q.is_cuda):
+        return few
+    why = _unfit(dtype, q) or transformed(q, k, v)
+    if why is None:
+        return "triton"
+    if backend == "triton":
+        raise ValueError(f"attention_hvp: backend is 'triton', and {why}")
+    fall_back("attention_hvp", few, why)
+    return few
+
+
+def _unfit(dtype: torch.dtype, q: Tensor) -> str | None:
+    """Why Triton cannot do it."""
+    if q.shape[3] > WIDEST:
+        return f"q has K = {q.shape[3]}; at most {WIDEST} is allowed"
+    if dtype != torch.float32:
+        return f"the operands are {dtype}; float32, bfloat16 and float16 are allowed"
+    return without_triton(q.device)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

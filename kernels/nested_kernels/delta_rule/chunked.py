@@ -143,9 +143,9 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor, length: in
 
 
 def _prepare(x: Chunks, erase: float, fit: float, read: Read) -> Prepared:
-    decay = _decay(x.alpha)  # (GN, C + 1, C + 1)
-    since, inside = decay[:, :-1, :1], decay[:, :-1, 1:]  # G'_t (GN, C, 1) and D (GN, C, C)
-    to_end, whole = decay[:, -1, 1:, None], decay[:, -1:, :1]  # G_C / G_s (GN, C, 1) and G_C (GN, 1, 1)
+    left = decay(x.alpha)  # (GN, C + 1, C + 1)
+    since, inside = left[:, :-1, :1], left[:, :-1, 1:]  # G'_t (GN, C, 1) and D (GN, C, C)
+    to_end, whole = left[:, -1, 1:, None], left[:, -1:, :1]  # G_C / G_s (GN, C, 1) and G_C (GN, 1, 1)
     solved = torch.diag_embed(x.eta)  # (GN, C, C)
     if erase:
         system = (erase * x.eta).unsqueeze(-1) * inside * (x.k @ x.k.mT)
@@ -155,12 +155,12 @@ def _prepare(x: Chunks, erase: float, fit: float, read: Read) -> Prepared:
     if read == "anchor":
         return Prepared(solved @ x.v, by_memory, x.q, whole, to_memory)
     if read == "after":  # one factor more, and the token itself
-        since, inside = decay[:, 1:, :1], decay[:, 1:, 1:]
+        since, inside = left[:, 1:, :1], left[:, 1:, 1:]
     seen = inside * (x.q @ x.k.mT)  # (GN, C, C)
     return Prepared(solved @ x.v, by_memory, since * x.q, whole, to_memory, seen)
 
 
-def _decay(alpha: Tensor) -> Tensor:
+def decay(alpha: Tensor) -> Tensor:
     """alpha (GN, C) -> (GN, C + 1, C + 1): alpha_{s+1} ... alpha_t at row t, column s <= t (both from 0), else 0."""
     n = alpha.shape[-1] + 1
     below = torch.ones(n, n, dtype=alpha.dtype, device=alpha.device).tril(-1)

@@ -74,6 +74,21 @@ def decay_matrix(alpha, first, apart, t, T, length, before, C: tl.constexpr, lea
 
 
 @triton.jit
+def alpha_gradient(now, start, end, whole, inside, C: tl.constexpr):
+    """What decays times their gradients, of G', e (C,), G () and D (C, C), are as a gradient of alpha.
+
+    alpha_m is in all D_tj with t > m > j, in G'_t with t > m, and in e_j with j < m.
+    """
+    i = tl.arange(0, C)
+    one_before = tl.maximum(i - 1, 0)[None, :] + tl.zeros((C, C), tl.int32)
+    through = tl.gather(tl.cumsum(inside, 1), one_before, 1)  # (C, C): over j < m, but for m = 0
+    through = tl.where(i[None, :] > 0, through, 0.0) + start[:, None]
+    through = tl.where(i[:, None] > i[None, :], through, 0.0)
+    ended = tl.sum(tl.where(i[:, None] < i[None, :], end[:, None], 0.0), 0)
+    return (tl.sum(through, 0) + ended + whole) / now
+
+
+@triton.jit
 def blocks_of(A, N: tl.constexpr, S: tl.constexpr, BELOW: tl.constexpr):
     """Of A (N S, N S) the blocks (N, S, S) on the diagonal, or BELOW blocks under it."""
     n = tl.arange(0, N)
@@ -347,13 +362,7 @@ def gradients(
         dK = tl.dot(tl.trans(seen), keys, dK, input_precision=PRECISION)
     tl.store(dk + place, dK.to(dk.dtype.element_ty), mask=some)
     tl.store(d_eta + row, d_rate, mask=there)
-    # of the decays: alpha_m is in all D_tj with t > m > j, in G'_t with t > m, and in e_j with j < m
-    one_before = tl.maximum(i - 1, 0)[None, :] + tl.zeros((C, C), tl.int32)
-    through = tl.gather(tl.cumsum(D * dD, 1), one_before, 1)  # (C, C): over j < m, but for m = 0
-    through = tl.where(i[None, :] > 0, through, 0.0) + (start * d_start)[:, None]
-    through = tl.where(i[:, None] > i[None, :], through, 0.0)
-    ended = tl.sum(tl.where(i[:, None] < i[None, :], (end * d_end)[:, None], 0.0), 0)
-    d_now += (tl.sum(through, 0) + ended + whole * d_whole) / now
+    d_now += alpha_gradient(now, start * d_start, end * d_end, whole * d_whole, D * dD, C)
     tl.store(d_alpha + row, d_now, mask=there)
 
 

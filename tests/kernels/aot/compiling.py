@@ -1,6 +1,5 @@
 """A recorded launch compiled for an H100 or H200 (sm_90) where there is no GPU, and what the chip would run."""
 
-import inspect
 import re
 import subprocess
 import tempfile
@@ -17,7 +16,7 @@ from triton.compiler import ASTSource, compile
 TOOLS = Path(nvidia.__file__).parent / "bin"
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED = 232_448  # bytes that a block may have there
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 @dataclass
@@ -28,7 +27,8 @@ class Compiled:
     shared: int  # bytes
     tensor_cores: int  # instructions
     wide_loads: int  # of more than one element
-    products: bool  # has it tl.dot in it?
+    vectors: int  # loads and stores of 16 bytes
+    products: bool  # does it multiply matrices?
 
 
 def compile_ahead(launch: Launch) -> Compiled:
@@ -58,7 +58,8 @@ def compile_ahead(launch: Launch) -> Compiled:
         shared=made.metadata.shared,
         tensor_cores=len(re.findall(r"\b(?:HGMMA|HMMA)\.", code)),
         wide_loads=len(re.findall(r"\bLDG\.E\.(?:\w+\.)*(?:64|128)\b|\bLDGSTS\S*\.(?:64|128)\b|\bUTMALDG", code)),
-        products="tl.dot(" in source_of(kernel),
+        vectors=len(re.findall(r"\b(?:LDG|STG)\.E\.(?:\w+\.)*128\b", code)),
+        products="tt.dot" in made.asm["ttir"],
     )
 
 
@@ -72,7 +73,3 @@ def inspected(cubin: bytes) -> tuple[str, str]:
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         ]
     return said[0], said[1]
-
-
-def source_of(kernel: Any) -> str:
-    return inspect.getsource(kernel.fn)

@@ -1,0 +1,153 @@
+"""A step of all levels in torch: every form is the pure rule; what is wrong is named before anything moves."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from nested_kernels import LevelRule, level_step
+from nested_kernels.level_step import chunked
+from nested_kernels.level_step.reference import delta_momentum
+from torch import Tensor
+from torch.testing import assert_close
+
+SHAPES = [(3, 4), (5,), (), (2, 3, 2, 2), (3, 4), (4, 3)]
+RULES = [LevelRule(0.1, 0.9, 0.7, weight_decay=0.1, scale=0.5), LevelRule(0.2, 0.8, 0.5)]
+LEVELS = [0, 1, 0, 1, 0, 0]
+
+
+def draw(dtype: torch.dtype = torch.float64) -> dict[str, list[Any]]:
+    g = torch.Generator().manual_seed(0)
+    names = ("params", "grads", "momenta", "gathered")
+    x: dict[str, list[Any]] = {n: [torch.randn(s, generator=g).to(dtype) for s in SHAPES] for n in names}
+    x["gathered"][0] = x["gathered"][3] = None
+    return x
+
+
+def step(x: dict[str, list[Any]], rules: Any = RULES, levels: Any = LEVELS, due: Any = None, **more: Any) -> None:
+    level_step(x["params"], x["grads"], x["momenta"], rules, levels=levels, gathered=x["gathered"], due=due, **more)
+
+
+@pytest.mark.parametrize("due", [[True, True], [True, False], torch.tensor([False, True])])
+@pytest.mark.parametrize(("form", "shape"), list(itertools.product(["normalised", "printed"], ["vector", "matrix"])))
+@pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
+def test_it_gathers_and_steps_where_a_level_is_due(due: Any, form: Any, shape: Any, backend: Any) -> None:
+    x, before = draw(), draw()
+    rules = [r._replace(form=form, shape=shape) for r in RULES]
+    step(x, rules, due=due, backend=backend)
+    for i, level in enumerate(LEVELS):
+        rule, total = rules[level], before["grads"][i]
+        total = total if before["gathered"][i] is None else total + before["gathered"][i]
+        p, m = before["params"][i], before["momenta"][i]
+        if due[level]:
+            g = rule.scale * total + rule.weight_decay * p
+            m = delta_momentum(m, g, rule.lr, rule.momentum, rule.beta, form, shape)
+            p, total = p + m, torch.zeros_like(total)
+        found = [x[n][i] for n in ("params", "momenta", "gathered")]
+        assert_close([t for t in found if t is not None], [p, m, total][: 2 + (found[2] is not None)])
+
+
+def test_a_sum_over_a_period_makes_the_step_of_its_mean() -> None:
+    x, others = draw(), [draw()["grads"], [2 * g for g in draw()["grads"]]]
+    x["gathered"] = [torch.zeros_like(p) for p in x["params"]]
+    once = draw()
+    for t, grads in enumerate(others):
+        step(x | {"grads": grads}, [RULES[0]] * 2, due=[t == 1] * 2)
+    step(once | {"grads": [(a + b) for a, b in zip(*others)], "gathered": [None] * 6}, [RULES[0]] * 2)
+    assert_close(x["params"], once["params"])
+    assert all(not held.any() for held in x["gathered"])
+
+
+AT_ONCE = [(chunked.vectors_at_once, chunked.vectors_one_by_one, "vector")]
+AT_ONCE += [(chunked.matrices_at_once, chunked.matrices_one_by_one, "matrix")]
+
+
+@pytest.mark.parametrize(("at_once", "one_by_one", "shape"), AT_ONCE, ids=["vectors", "matrices"])
+@pytest.mark.parametrize("form", ["normalised", "printed"])
+def test_what_devices_do_at_once_is_the_rule_too(at_once: Any, one_by_one: Any, shape: Any, form: Any) -> None:
+    rule = LevelRule(0.1, 0.9, 0.7, form, shape)
+    ends = []
+    for form_of_it in (at_once, one_by_one):
+        x = draw()
+        form_of_it(x["params"], x["grads"], x["momenta"], rule)
+        ends.append([*x["params"], *x["momenta"]])
+    assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
+def test_narrow_parameters_have_a_float32_state() -> None:
+    x = draw(torch.bfloat16)
+    x |= {n: [None if t is None else t.float() for t in x[n]] for n in ("momenta", "gathered")}
+    wide = {n: [None if t is None else t.double() for t in ts] for n, ts in x.items()}
+    step(x)
+    step(wide)
+    assert_close(x["momenta"], wide["momenta"], rtol=1e-5, atol=1e-5, check_dtype=False)
+    assert_close(x["params"], [p.bfloat16() for p in wide["params"]], rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "chunked"])
+def test_a_step_is_not_differentiated(backend: Any) -> None:
+    x = draw()
+    x["grads"][1].requires_grad_()
+    before = x["params"][0].clone()
+    with pytest.raises(ValueError, match=r"requires a gradient.*no derivative: call it under torch\.no_grad"):
+        step(x, backend=backend)
+    assert torch.equal(x["params"][0], before)
+    with torch.no_grad():
+        step(x, backend=backend)
+    assert not torch.equal(x["params"][0], before)
+
+
+def test_a_forward_mode_derivative_is_refused() -> None:
+    x = draw()
+    with torch.autograd.forward_ad.dual_level():
+        x["grads"][0] = torch.autograd.forward_ad.make_dual(x["grads"][0], x["grads"][0])
+        with pytest.raises(ValueError, match="forward-mode derivative is asked for; an optimizer's step has no"):
+            step(x)
+
+
+WRONG: list[Any] = [RULES[0]._replace(form="plain"), RULES[0]._replace(shape="row")]  # type: ignore[arg-type]
+
+
+def replaced(name: str, i: int, value: Any) -> Any:
+    return lambda x: x[name].__setitem__(i, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "words"),
+    [
+        (
+            replaced("grads", 1, torch.ones(4).double()),
+            {},
+            r"grads\[1\] has shape \(4,\); beside .* have \(5,\)",
+        ),
+        (replaced("gathered", 4, torch.ones(12).double()), {}, r"gathered\[4\] has shape \(12,\); beside params\[4\]"),
+        (replaced("momenta", 2, torch.ones(())), {}, r"momenta\[2\] has dtype torch.float32; .* have torch.float64"),
+        (replaced("grads", 0, torch.ones(3, 4).int()), {}, r"grads\[0\] has dtype torch.int32; floating-point"),
+        (replaced("grads", 5, torch.ones(4, 3, device="meta")), {}, r"grads\[5\] has device meta; .* have cpu"),
+        (replaced("grads", 0, torch.ones(3, 4).double().to_sparse()), {}, r"grads\[0\] has layout torch.sparse_coo"),
+        (replaced("momenta", 0, torch.ones(4, 3).double().t()), {}, r"momenta\[0\] is not contiguous"),
+        (lambda x: x["momenta"].pop(), {}, "momenta has 5 entries; as params it must have 6"),
+        (lambda x: [ts.clear() for ts in x.values()], {"levels": []}, "params is empty; one tensor or more"),
+        (lambda x: None, {"levels": [0, 0, 0, 0, 0, 2]}, "levels has 0 to 2; allowed: 0 to 1"),
+        (lambda x: None, {"levels": [0]}, "levels has 1 entries; as params it must have 6"),
+        (lambda x: None, {"due": [True]}, r"due is \(1,\); beside 2 rules it must be \(2,\)"),
+        (
+            lambda x: None,
+            {"rules": WRONG[0]},
+            r"rules\[0\].form is 'plain'; allowed: normalised",
+        ),
+        (
+            lambda x: None,
+            {"rules": WRONG[1]},
+            r"rules\[0\].shape is 'row'; allowed: vector, matrix",
+        ),
+        (lambda x: None, {"backend": "fast"}, "backend is 'fast'; allowed: auto, reference, chunked, triton"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_moves(change: Any, more: dict[str, Any], words: str) -> None:
+    x, before = draw(), draw()["params"]
+    params: list[Tensor] = list(x["params"])
+    change(x)
+    with pytest.raises(ValueError, match=f"level_step: {words}"):
+        step(x, **more)
+    assert all(torch.equal(a, b) for a, b in zip(params, before))
