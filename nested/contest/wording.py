@@ -39,18 +39,19 @@ def verdict(name: str, fights: Sequence[Against], measure: str) -> list[str]:
     of = {k: [a for a in known if a.found and a.found.outcome == k] for k in ("more", "even", "less", "apart")}
     rivals = sorted([*of["more"], *of["even"]], key=_difference)
     first = next((a for a in rivals if a.average), None) or next(iter(rivals), None)
+    most = max((a.found.orders for a in known if a.found), default=0)
     said = []
     if first:
         subject = "A plain average of weights" if first.average else _capital(first.arm.title)
         word = "beats" if first in of["more"] else "matches"
         said.append(f"{subject} {word} {name}: {_fact(name, first, measure)}.")
-        said += _listed("It is beaten by", [a for a in of["more"] if a is not first], measure)
-        said += _listed("It is matched by", [a for a in of["even"] if a is not first], measure)
-        said += _listed("It forgets less than", of["less"], measure)
+        said += _listed("It is beaten by", [a for a in of["more"] if a is not first], most)
+        said += _listed("It is matched by", [a for a in of["even"] if a is not first], most)
+        said += _listed("It forgets less than", of["less"], most)
     elif of["less"]:
         closest = min(of["less"], key=_difference)
         said.append(f"{_fact(name, closest, measure, first=True)}; it is the closest of {len(of['less'])} controls.")
-        said += _listed("It forgets less than", [a for a in of["less"] if a is not closest], measure)
+        said += _listed("It forgets less than", [a for a in of["less"] if a is not closest], most)
     else:
         said.append(f"No control can be compared with {name}: none has learned equally well.")
     if of["apart"]:
@@ -121,8 +122,8 @@ def flops(cost: float | None) -> str:
     return "equal FLOPs" if abs(cost - 1) <= EQUAL else f"{cost:.2g} times its FLOPs"
 
 
-def _listed(words: str, against: Sequence[Against], measure: str) -> list[str]:
-    """One sentence for several controls, those that forget least first."""
+def _listed(words: str, against: Sequence[Against], most: int) -> list[str]:
+    """One sentence for several controls, those that forget least first; orders are told where they are not the most."""
     if not against:
         return []
     parts = []
@@ -131,7 +132,8 @@ def _listed(words: str, against: Sequence[Against], measure: str) -> list[str]:
         learned = f"having learned {abs(a.found.gap):.2f} {'less' if a.found.gap > 0 else 'more'}"
         where = learned if a.found.learning is None else f"at {abs(a.found.learning):.2f}"
         cost = "" if a.cost is None or abs(a.cost - 1) <= EQUAL else f", {flops(a.cost)}"
-        parts.append(f"{a.arm.title} ({forgets(a.found)} {where}, {p_of(a.found)}{cost})")
+        orders = f", {a.found.orders} orders" if a.found.orders < most else ""
+        parts.append(f"{a.arm.title} ({forgets(a.found)} {where}, {p_of(a.found)}{cost}{orders})")
     return [f"{words}: {'; '.join(parts)}."]
 
 

@@ -63,7 +63,10 @@ class Bar:
 
 @drawn
 def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Limits | None, lower: bool) -> Any:
-    """One line for each run against the position in the stream, with 95 percent intervals and single seeds, faint."""
+    """One line for each run against the position in the stream, with 95 percent intervals and single seeds, faint.
+
+    Without `limits` the axis ends at 0 and 1, unless `lower`: losses, and differences of scores, have no such ends.
+    """
     size = (4.6, 3.0) if len(series) > 1 else (4.2, 3.2)
     labels = [s.label + AT_ONCE * s.level for s in series]
     figure, axes = blank(size[0], size[1] + legend_height(labels, size[0]))

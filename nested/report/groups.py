@@ -128,12 +128,20 @@ def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
 
 
 def labelled(runs: Sequence[Run]) -> list[str]:
-    """The runs' labels; equal ones with the choices they differ in or, where these are equal, a few config values."""
+    """The runs' labels; equal ones with the choices they differ in or, where these are equal, a few config values.
+
+    Numbers of the validation part are marked.
+    """
     alike: dict[str, list[Run]] = {}
     for run in runs:
         alike.setdefault(run.label, []).append(run)
     told = {label: _telling(same) if len(same) > 1 else () for label, same in alike.items()}
-    return [run.label + "".join(f", {k}={_value(run, k)}" for k in told[run.label]) for run in runs]
+    return [run.label + "".join(f", {k}={_value(run, k)}" for k in told[run.label]) + _part(run) for run in runs]
+
+
+def _part(run: Run) -> str:
+    """Said of validation numbers, which stand beside those of the test part."""
+    return " (validation)" if any(s.judged_on != "test" for s in run.seeds) else ""
 
 
 def _telling(runs: Sequence[Run]) -> list[str]:

@@ -29,8 +29,8 @@ class Pair(NamedTuple):
 
 
 def paired(run: Run, baseline: Run, metric: str) -> Pair | None:
-    """`run` minus `baseline`; None without a common seed."""
-    ours, theirs = ({s.seed: s.metrics.get(metric) for s in r.done} for r in (run, baseline))
+    """`run` minus `baseline`; None without a common seed that is judged on the same part, test or validation."""
+    ours, theirs = ({(s.seed, s.judged_on): s.metrics.get(metric) for s in r.done} for r in (run, baseline))
     found = [
         a - b
         for s in sorted(ours.keys() & theirs.keys())
@@ -80,8 +80,9 @@ def table(group: Group, baseline: Member) -> Grid | None:
     names = [text for metric in PAIRED for text in (heading(metric, group.measure), "p")]
     tests = f", not corrected for there being {len(rows)} comparisons: one in twenty is below 0.05 by chance"
     remark = (
-        "Each minus the baseline, seed by seed, over the seeds that both have done: mean ± 95 percent interval "
-        f"(Student t). p: two-sided paired t-test{tests if len(rows) > 1 else ''}. FLOPs: times the baseline's."
+        "Each minus the baseline, seed by seed, over the seeds that both have done, judged on the same part: mean ± 95 "
+        f"percent interval (Student t). p: two-sided paired t-test{tests if len(rows) > 1 else ''}. FLOPs: times the "
+        "baseline's."
     )
     return Grid(("run", "common seeds", *names, "FLOPs"), tuple(rows), remark)
 

@@ -215,7 +215,7 @@ def _stream(group: Group, panel: Draw) -> Iterator[str]:
     figure = figures.over_stream(learned, f"experience{smooth}", f"learning {group.measure}", None, group.lower)
     yield panel("learning", figure, f"Learning {group.measure} against the position in the stream, {group.title}")
     if lost:
-        figure = figures.over_stream(lost, f"experiences learned{smooth}", "forgetting so far", None, group.lower)
+        figure = figures.over_stream(lost, f"experiences learned{smooth}", "forgetting so far", None, lower=True)
         yield panel("lost", figure, f"Forgetting so far, {group.title}")
 
 

@@ -177,7 +177,7 @@ def test_the_closest_control_is_named_first_where_none_matches():
 
 def test_a_plain_average_that_matches_is_said_first_even_where_another_control_is_better():
     fights = [
-        against("head", -0.5, 1e-6),
+        against("head", -0.5, 1e-6, orders=7),
         against("EMA, period 8", 0.01, 0.4, average=True),
         against("naive", 0.2, 0.0),
     ]
@@ -185,7 +185,7 @@ def test_a_plain_average_that_matches_is_said_first_even_where_another_control_i
     assert said[0].startswith(
         "A plain average of weights matches HOPE: at equal learning accuracy 0.93 and equal FLOPs"
     )
-    assert said[1] == "It is beaten by: head (0.500 ± 0.020 more at 0.93, p < 0.001)."
+    assert said[1] == "It is beaten by: head (0.500 ± 0.020 more at 0.93, p < 0.001, 7 orders)."
     assert said[2].startswith("It forgets less than: naive")
     beaten = wording.verdict("HOPE", [against("EMA, period 8", -0.1, 0.01, average=True)], "accuracy")
     assert beaten[0].startswith("A plain average of weights beats HOPE: ")

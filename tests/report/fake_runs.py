@@ -88,6 +88,7 @@ class Fake:
     digest: str = "d1g3st"
     command: tuple[str, ...] = ("nested", "run")
     seconds: float = 12.0
+    judged_on: str = "test"
     positions: list[list[int]] = field(default_factory=list)  # right ones of total, for every seed; none: no sequences
     shape: dict[str, float] = field(default_factory=dict)
 
@@ -179,7 +180,7 @@ def _summary(fake, seed, rows, values):
     return {
         "run_id": fake.name, "seed": seed, "label": fake.label, "status": fake.status(seed), **values,
         "initial": r0, "matrix": r, "seconds": fake.seconds + seed, "experiences": fake.names,
-        "lower_is_better": fake.lower, "judged_on": "test", "levels": list(fake.levels), "cost": COST,
+        "lower_is_better": fake.lower, "judged_on": fake.judged_on, "levels": list(fake.levels), "cost": COST,
         "digest": f"{fake.digest}{seed}" if fake.digest else None,
     }  # fmt: skip
 

@@ -141,6 +141,12 @@ def test_pairs_are_those_of_scipy_over_common_seeds(tmp_path, name):
     assert (found.difference - found.half, found.difference + found.half) == pytest.approx((low, high), rel=1e-9)
 
 
+def test_validation_numbers_are_marked_and_stand_beside_no_p_of_the_test_part(tmp_path):
+    one, other = made(tmp_path, {"label": "a"}, {"label": "b", "judged_on": "validation"})
+    assert paired(other, one, "acc") is None
+    assert [m.label for m in grouped([one, other])[0].members] == ["a", "b (validation)"]
+
+
 def test_what_cannot_be_paired_has_no_p(tmp_path):
     a, again, alone, elsewhere, joint = made(
         tmp_path, {}, {"label": "b"}, {"seeds": (0,), "label": "c"}, {"seeds": (7, 8), "label": "d"},

@@ -105,7 +105,7 @@ def test_the_sentence_says_which_wins_only_where_the_interval_allows(tmp_path: P
     tuned, same = outcome("tuned, trial 3", acc=[0.8, 0.82, 0.81]), outcome("defaults", acc=[0.79, 0.84, 0.80])
     level = outcome("one level, tuned, trial 5", acc=[0.5, 0.51, 0.52])
     told = sentence(study, [Stream("split_digits", False, [1, 2, 3], (tuned, same, level), study.objective)])
-    assert "is no different from the defaults in acc" in told
+    assert "is not told apart from the defaults in acc" in told
     assert "better than the tuned single level (trial 5) in acc (+0.300" in told
     nothing = sentence(study, [Stream("recall", True, [1], (same,), study.objective)])
     assert "could not be run" in nothing
