@@ -74,13 +74,19 @@ def _trial(study: Study, trial: FrozenTrial) -> records.Trial:
 
 
 def _curves(study: Study, trial: FrozenTrial) -> tuple[records.Curve, ...]:
-    """Each objective at each step, from the trial's events: a storage has them of some pruners alone."""
+    """Each objective at each step, the mean over seeds begun as trials are compared, from the trial's events.
+
+    A storage has them of some pruners alone.
+    """
     found: dict[str, dict[int, float]] = {name: {} for name in study.objective.names}
     for event in rundir.read_events(study.directory(trial.number) / "events.jsonl"):
         values = (event.get("values") or {}) if event.get("event") == "metrics" else {}
         for name, curve in found.items():
             if (known := number(values.get(name))) is not None:
-                curve[int(event["step"])] = known
+                place = int(event["step"]) // study.experiences
+                (mean,) = pruning.so_far([known], [curve.get(place * study.experiences - 1)], place)
+                if mean is not None:
+                    curve[int(event["step"])] = mean
     return tuple(tuple(sorted(curve.items())) for curve in found.values())
 
 

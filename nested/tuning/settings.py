@@ -37,9 +37,7 @@ class Tune:
     seed: Seed = 0  # of the sampler; the runs' seeds are the config's
     pruner: Literal["median", "hyperband", "wilcoxon", "none"] = "median"  # that ends trials early
     startup: Count = 5  # median: whole trials before any is pruned
-    warmup: Annotated[int, Bound(ge=0)] | None = (
-        None  # median: experiences before pruning; null: a seed's, of one seed half
-    )
+    warmup: Annotated[int, Bound(ge=0)] | None = None  # median: experiences left alone; null: a seed's, alone half
     reduction: Annotated[int, Bound(ge=2)] = 3  # hyperband: one in so many goes on
     p_value: Annotated[float, Bound(gt=0, lt=1)] = 0.1  # wilcoxon: how sure it must be that the best is better
     prefix: Count | None = None  # tune on the first so many experiences alone

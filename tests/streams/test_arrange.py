@@ -1,6 +1,5 @@
 """The arrangers: which classes, targets, outputs and rows each experience has, and what is refused."""
 
-import time
 import tracemalloc
 
 import pytest
@@ -308,12 +307,11 @@ def test_unusable_data_is_refused(source, said):
         by_task(source, scenario="domain") if source.regression else split(source, n_experiences=1)
 
 
-def test_800_permuted_tasks_are_made_quickly_and_hold_one_copy():
+def test_800_permuted_tasks_hold_one_copy():
     source = digits()
     tracemalloc.start()
-    started = time.perf_counter()
     stream = permuted(source, n_experiences=800)
-    seconds, (held, _) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     parts = [getattr(e, p) for e in stream.experiences for p in PARTS]
     assert all(p.base is source.x for p in parts)
@@ -322,7 +320,6 @@ def test_800_permuted_tasks_are_made_quickly_and_hold_one_copy():
         for p in parts
         for t in (p.index, p.targets, p.task)
     }
-    assert seconds < 5
     assert held < 10e6  # Python objects
     assert sum(tensors.values()) < 200e3  # bytes, besides the data
     assert len(stream.experiences[799].train.batch(torch.arange(32)).x) == 32
