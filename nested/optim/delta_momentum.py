@@ -74,13 +74,14 @@ class DeltaMomentum(Rule):
 
 
 class Turn(NamedTuple):
-    """What a tick is for a level: is it due, what it has gathered, and what the sum is multiplied by, then."""
+    """What a tick is for a level: is it due, what it has gathered, and what the sum is multiplied by, then.
+
+    `gathered` has one entry for each parameter, in the order of the rule's groups; None is no gathering.
+    """
 
     rule: DeltaMomentum
     due: bool
-    gathered: (
-        list[Tensor | None] | None
-    )  # one for each parameter, in the order of the rule's groups; None: no gathering
+    gathered: list[Tensor | None] | None
     scale: float
 
 

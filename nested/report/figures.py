@@ -62,10 +62,10 @@ class Bar:
 
 
 @drawn
-def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Limits | None, lower: bool) -> Any:
+def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Limits | None, bounded: bool) -> Any:
     """One line for each run against the position in the stream, with 95 percent intervals and single seeds, faint.
 
-    Without `limits` the axis ends at 0 and 1, unless `lower`: losses, and differences of scores, have no such ends.
+    Without `limits` an axis of accuracies (`bounded`) ends at 0 and 1; losses, and differences, have no such ends.
     """
     size = (4.6, 3.0) if len(series) > 1 else (4.2, 3.2)
     labels = [s.label + AT_ONCE * s.level for s in series]
@@ -92,7 +92,7 @@ def over_stream(series: Sequence[Series], x_label: str, y_label: str, limits: Li
     _whole_numbers(axes)
     if limits:
         axes.set_ylim(*limits)
-    elif not lower:
+    elif bounded:
         axes.set_ylim(of_accuracies(axes.get_ylim()))
     legend(figure, handles, labels, size[0])
     return figure

@@ -175,7 +175,7 @@ def _training(group: Group, panel: Draw) -> Iterator[str]:
         x, y = (np.add.reduceat(a, starts, axis=-1) / width for a in (np.array(steps, dtype=float), values))
         series.append(Series(label, slot, x, y.mean(0), half_width(y), seeds=y))
     if series:
-        figure = figures.over_stream(series, "optimizer steps", "training loss", None, lower=True)
+        figure = figures.over_stream(series, "optimizer steps", "training loss", None, bounded=False)
         yield panel("loss", figure, f"Training loss over optimizer steps, {group.title}")
 
 
@@ -208,14 +208,14 @@ def _stream(group: Group, panel: Draw) -> Iterator[str]:
     word = f"average {group.measure} so far"
     yield panel(
         "average",
-        figures.over_stream(so_far, "experiences learned", word, limits, group.lower),
+        figures.over_stream(so_far, "experiences learned", word, limits, not group.lower),
         f"{word}, {group.title}",
     )
     smooth = f" (mean of {window})" if window > 1 else ""
-    figure = figures.over_stream(learned, f"experience{smooth}", f"learning {group.measure}", None, group.lower)
+    figure = figures.over_stream(learned, f"experience{smooth}", f"learning {group.measure}", None, not group.lower)
     yield panel("learning", figure, f"Learning {group.measure} against the position in the stream, {group.title}")
     if lost:
-        figure = figures.over_stream(lost, f"experiences learned{smooth}", "forgetting so far", None, lower=True)
+        figure = figures.over_stream(lost, f"experiences learned{smooth}", "forgetting so far", None, bounded=False)
         yield panel("lost", figure, f"Forgetting so far, {group.title}")
 
 
@@ -271,7 +271,7 @@ def _anytime_together(group: Group, panel: Draw) -> Iterator[str]:
         x, y = np.array(first["step"], dtype=np.float64)[thin], seen[:, thin]
         series.append(Series(label, slot, x, y.mean(0), half_width(y), seeds=y))
     if len(series) > 1:
-        figure = figures.over_stream(series, "optimizer steps", f"mean {group.measure} so far", None, group.lower)
+        figure = figures.over_stream(series, "optimizer steps", f"mean {group.measure} so far", None, not group.lower)
         yield panel("anytime", figure, f"Anytime {group.measure} of all, {group.title}")
 
 

@@ -57,9 +57,12 @@ class MedianAtStep(BasePruner):
         if len(others) < self.startup:
             return False
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-        there = [sign * t.intermediate_values[step] for t in others]
-        best = max(range(len(others)), key=lambda k: sign * (others[k].value or 0.0))
-        return sign * trial.intermediate_values[step] < min(median(there), there[best])
+        best = max(others, key=lambda t: sign * (t.value or 0.0))  # 0 only for the type: a whole trial has a value
+
+        def at_step(t: FrozenTrial) -> float:
+            return sign * t.intermediate_values[step]
+
+        return at_step(trial) < min(median(map(at_step, others)), at_step(best))
 
 
 def warmup(tune: Tune, experiences: int, seeds: int) -> int:

@@ -41,9 +41,9 @@ class Pair(NamedTuple):
         """What an interval allows to say."""
         if self.half is None:
             return "cannot be told from"
-        return (
-            "not told apart from" if abs(self.mean) <= self.half else "better than" if self.mean > 0 else "worse than"
-        )
+        if abs(self.mean) <= self.half:
+            return "not told apart from"
+        return "better than" if self.mean > 0 else "worse than"
 
     def __str__(self) -> str:
         half = "one seed, no interval" if self.half is None else f"± {_figures(self.half)}"

@@ -1,13 +1,13 @@
 """What the delta rule is: gradient descent on its objectives written out, and one recurrence however it is computed."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from nested_kernels import State, delta_rule
+from probing import gradients
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -47,16 +47,6 @@ def everything(x: dict[str, Tensor], **options: Any) -> list[Tensor]:
 
 def flat(y: Tensor, state: State) -> list[Tensor]:
     return [y, state.memory, *([] if state.anchor is None else [state.anchor])]
-
-
-def gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    loss = torch.stack([(o * weights(o)).sum() + o.square().mean() for o in outputs]).sum()
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves)]
-
-
-def weights(o: Tensor) -> Tensor:
-    return torch.arange(1, o.numel() + 1, dtype=o.dtype).sin().view_as(o)
 
 
 def part(x: dict[str, Tensor], begin: int, end: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nested_kernels import MLPState, Weights, mlp_memory
+from probing import gradients
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -69,16 +70,6 @@ def everything(x: dict[str, Any], **options: Any) -> list[Tensor]:
     leaves, all_ = leaves_of(x)
     outputs = flat(*call(leaves, **options))
     return [*outputs, *gradients(outputs, all_)]
-
-
-def gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    loss = torch.stack([(o * weights(o)).sum() + o.square().mean() for o in outputs]).sum()
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves)]
-
-
-def weights(o: Tensor) -> Tensor:
-    return torch.arange(1, o.numel() + 1, dtype=o.dtype).sin().view_as(o)
 
 
 def part(x: dict[str, Any], begin: int, end: int) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_one_seed_has_no_error_bar():
 @pytest.mark.parametrize("label", ["_hidden", NASTY, "", "x" * 400, "日本"])
 def test_every_label_is_in_the_legend(label):
     series = [Series(x, k, np.arange(3.0), np.arange(3.0)) for k, x in enumerate((label, "b"))]
-    figure = figures.over_stream(series, "x", "y", None, False)
+    figure = figures.over_stream(series, "x", "y", None, bounded=True)
     shown = [t.get_text() for t in figure.legends[0].get_texts()]
     assert shown[1] == "b"
     assert shown[0].replace("\n", "")[:6].strip() == label[:6]
@@ -149,8 +149,8 @@ def test_bars_have_the_lengths_of_their_levels():
 
 def test_axes_of_accuracies_end_at_0_and_1_whatever_the_intervals():
     series = Series("a", 0, np.arange(2.0), np.array([0.5, 0.6]), np.array([4.0, 4.0]))
-    assert figures.over_stream([series], "x", "y", None, False).axes[0].get_ylim() == (-0.02, 1.02)
-    assert figures.over_stream([series], "x", "y", None, True).axes[0].get_ylim()[1] > 4
+    assert figures.over_stream([series], "x", "y", None, bounded=True).axes[0].get_ylim() == (-0.02, 1.02)
+    assert figures.over_stream([series], "x", "y", None, bounded=False).axes[0].get_ylim()[1] > 4
     assert frontier(Point(0.9, 0.3, 2.0, 0.1)).get_xlim() == (-0.02, 1.02)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nested_kernels.arguments import check_device, check_floating, check_length, check_tensor
 from nested_kernels.attention_hvp.chunked import attention_hvp_chunked
 from nested_kernels.attention_hvp.reference import attention_hvp_reference, hidden
 from nested_kernels.backend import chosen, fall_back, transformed, without_triton
@@ -47,8 +48,8 @@ def attention_hvp(
     """
     named = chosen("attention_hvp", backend, get_args(Backend))
     for name, length in (("window", window), ("block", block)):
-        if length is not None and length < 1:
-            raise ValueError(f"attention_hvp: {name} is {length}; 1 or more is allowed")
+        if length is not None:
+            check_length("attention_hvp", name, length)
     _check_tensors(q, k, v)
     out, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
     form = _form(backend, named, dtype, q, k, v)
@@ -124,18 +125,15 @@ class _Once(torch.autograd.Function):
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        axes = "(B, T, H, K)" if name == "q" else "(B, N, H, K)"
-        if not isinstance(x, Tensor):
-            seen = "None" if x is None else f"a {type(x).__name__}"
-            raise ValueError(f"attention_hvp: {name} is {seen}; a tensor {axes} is needed")
+        axes = "BTHK" if name == "q" else "BNHK"
+        check_tensor("attention_hvp", name, x, axes)
         if x.ndim != 4 or not x.numel():
-            raise ValueError(f"attention_hvp: {name} is {tuple(x.shape)}; allowed: {axes}, each 1 or more")
-        if not x.is_floating_point():
-            raise ValueError(f"attention_hvp: {name} is {x.dtype}; floating-point dtypes are allowed")
+            allowed = f"({', '.join(axes)}), each 1 or more"
+            raise ValueError(f"attention_hvp: {name} is {tuple(x.shape)}; allowed: {allowed}")
+        check_floating("attention_hvp", name, x)
         if x.dtype != q.dtype:
             raise ValueError(f"attention_hvp: {name} is {x.dtype} and q {q.dtype}; one dtype is allowed")
-        if x.device != q.device:
-            raise ValueError(f"attention_hvp: {name} is on {x.device} and q on {q.device}; one device is allowed")
+        check_device("attention_hvp", name, x, "q", q.device)
     (b, t, h, size), n = q.shape, k.shape[1]
     if k.shape != (b, n, h, size) or n < t:
         allowed = f"beside q {tuple(q.shape)} it must be ({b}, N, {h}, {size}) with N of {t} or more"

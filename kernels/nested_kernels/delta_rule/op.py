@@ -14,6 +14,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from nested_kernels.arguments import (
+    check_length,
+    check_operands,
+    check_position,
+    check_retention,
+    check_tensor,
+    check_words,
+)
 from nested_kernels.backend import chosen, fall_back, transformed, without_triton
 from nested_kernels.delta_rule.chunked import delta_rule_chunked
 from nested_kernels.delta_rule.reference import delta_rule_reference
@@ -66,9 +74,7 @@ def delta_rule(
     with "triton" once. Raises ValueError that names the argument, what was seen and what is allowed.
     """
     named = chosen("delta_rule", backend, BACKENDS)
-    for name, seen in {"objective": objective, "rule": rule, "read": read, "retain": retain}.items():
-        if seen not in ALLOWED[name]:
-            raise ValueError(f"delta_rule: {name} is {seen!r}; allowed: {', '.join(ALLOWED[name])}")
+    check_words("delta_rule", {"objective": objective, "rule": rule, "read": read, "retain": retain}, ALLOWED)
     state = state if isinstance(state, State) else State(state)
     _check_lengths(anchor, chunk, state)
     _check_tensors(q, k, v, eta, alpha, state, retain, initial)
@@ -132,17 +138,11 @@ def _dtype(*tensors: Tensor) -> torch.dtype:
 
 def _check_lengths(anchor: int, chunk: int | None, state: State) -> None:
     for name, length in (("anchor", anchor), ("chunk", chunk)):
-        if length is not None and length < 1:
-            raise ValueError(f"delta_rule: {name} is {length}; 1 or more is allowed")
+        if length is not None:
+            check_length("delta_rule", name, length)
     if anchor > 1 and chunk not in (None, anchor):
         raise ValueError(f"delta_rule: chunk is {chunk} with anchor {anchor}; allowed: none, or {anchor}")
-    if not 0 <= state.position < anchor:
-        raise ValueError(f"delta_rule: state.position is {state.position}; with anchor {anchor} it is below {anchor}")
-    if (state.anchor is None) != (state.position == 0):
-        has = "no anchor" if state.anchor is None else "an anchor"
-        raise ValueError(
-            f"delta_rule: state has {has} at position {state.position}; it has one exactly where a chunk is open"
-        )
+    check_position("delta_rule", anchor, state.position, state.anchor is not None)
 
 
 def _check_tensors(
@@ -152,25 +152,12 @@ def _check_tensors(
     held = {"state.anchor": state.anchor, "initial": initial}
     given |= {name: x for name, x in held.items() if x is not None}
     for name, x in given.items():
-        if not isinstance(x, Tensor):
-            seen = "None" if x is None else f"a {type(x).__name__}"
-            raise ValueError(f"delta_rule: {name} is {seen}; a tensor ({', '.join(Axes[name])}) is needed")
+        check_tensor("delta_rule", name, x, Axes[name])
     if q.ndim != 4 or v.ndim != 4 or not q.shape[0] or not q.shape[2]:
         raise ValueError(
             f"delta_rule: q is {tuple(q.shape)}, v {tuple(v.shape)}; allowed: (B, H, T, K) and (B, H, T, V), "
             "B and T > 0"
         )
-    if (initial is None) != (retain == "zero"):
-        raise ValueError(f"delta_rule: retain is {retain!r}, so initial must{' not' * (retain == 'zero')} be given")
+    check_retention("delta_rule", retain, initial is not None)
     sizes = {"V": v.shape[3], **dict(zip("BHTK", q.shape))}
-    for name, x in given.items():
-        shape = tuple(sizes[axis] for axis in Axes[name])
-        if x.shape != shape:
-            raise ValueError(
-                f"delta_rule: {name} is {tuple(x.shape)}; beside q {tuple(q.shape)} and v {tuple(v.shape)} "
-                f"it must be {shape}"
-            )
-        if not x.is_floating_point():
-            raise ValueError(f"delta_rule: {name} is {x.dtype}; floating-point dtypes are allowed")
-        if x.device != q.device:
-            raise ValueError(f"delta_rule: {name} is on {x.device} and q on {q.device}; one device is allowed")
+    check_operands("delta_rule", given, Axes, sizes, {"q": q, "v": v})

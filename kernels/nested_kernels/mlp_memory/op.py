@@ -14,6 +14,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from nested_kernels.arguments import (
+    check_length,
+    check_operands,
+    check_position,
+    check_retention,
+    check_tensor,
+    check_words,
+)
 from nested_kernels.backend import chosen, fall_back, transformed, without_triton
 from nested_kernels.delta_rule import Objective, Retain, Rule
 from nested_kernels.mlp_memory.chunked import mlp_memory_chunked
@@ -72,18 +80,14 @@ def mlp_memory(
     """
     named = chosen("mlp_memory", backend, BACKENDS)
     words = {"objective": objective, "rule": rule, "erase": erase, "values": values, "read": read, "retain": retain}
-    for name, seen in words.items():
-        if seen not in ALLOWED[name]:
-            raise ValueError(f"mlp_memory: {name} is {seen!r}; allowed: {', '.join(ALLOWED[name])}")
+    check_words("mlp_memory", words, ALLOWED)
     state = state if isinstance(state, MLPState) else MLPState(state)
     _check_state(anchor, state, beta)
     tensors = {"q": q, "k": k, "v": v, "eta": eta, "alpha": alpha, "beta": beta}
     tensors |= _parts(dict(zip(PAIRS, (*state[:3], initial))))
     _check_tensors(tensors, retain)
-    out, dtype = (
-        v.dtype,
-        reduce(torch.promote_types, (x.dtype for x in tensors.values() if x is not None), torch.float32),
-    )
+    out, dtypes = v.dtype, [x.dtype for x in tensors.values() if x is not None]
+    dtype = reduce(torch.promote_types, dtypes, torch.float32)
     half = k.dtype == v.dtype == torch.bfloat16 and (q is None or q.dtype == torch.bfloat16)
     form = _form(backend, named, dtype, min(anchor, k.shape[2]), beta is not None and rule != "gd", tensors)
     narrow = torch.bfloat16 if half and form == "triton" else dtype
@@ -150,27 +154,18 @@ def _parts(pairs: dict[str, Weights | None]) -> dict[str, Tensor | None]:
 
 
 def _check_state(anchor: int, state: MLPState, beta: Tensor | None) -> None:
-    if anchor < 1:
-        raise ValueError(f"mlp_memory: anchor is {anchor}; 1 or more is allowed")
-    if not 0 <= state.position < anchor:
-        raise ValueError(f"mlp_memory: state.position is {state.position}; with anchor {anchor} it is below {anchor}")
-    if (state.anchor is None) != (state.position == 0):
-        has = "no anchor" if state.anchor is None else "an anchor"
-        raise ValueError(
-            f"mlp_memory: state has {has} at position {state.position}; it has one exactly where a chunk is open"
-        )
+    check_length("mlp_memory", "anchor", anchor)
+    check_position("mlp_memory", anchor, state.position, state.anchor is not None)
     if state.momentum is not None and beta is None:
         raise ValueError("mlp_memory: state has a momentum and beta is None; a tensor (B, H, T) is needed")
 
 
 def _check_tensors(given: dict[str, Tensor | None], retain: Retain) -> None:
     optional = ("q", "beta", *(n for n in Axes if n.startswith(PAIRS[1:])))
-    for name, x in given.items():
-        if not isinstance(x, Tensor) and not (x is None and name in optional):
-            seen = "None" if x is None else f"a {type(x).__name__}"
-            raise ValueError(f"mlp_memory: {name} is {seen}; a tensor ({', '.join(Axes[name])}) is needed")
-    if (given["initial.up"] is None) != (retain == "zero"):
-        raise ValueError(f"mlp_memory: retain is {retain!r}, so initial must{' not' * (retain == 'zero')} be given")
+    there = {name: x for name, x in given.items() if x is not None or name not in optional}
+    for name, x in there.items():
+        check_tensor("mlp_memory", name, x, Axes[name])
+    check_retention("mlp_memory", retain, given["initial.up"] is not None)
     k, up = given["k"], given["state.weights.up"]
     assert k is not None
     assert up is not None
@@ -180,16 +175,5 @@ def _check_tensors(given: dict[str, Tensor | None], retain: Retain) -> None:
             "(B, H, N, E, K), all at least 1"
         )
     sizes = {"N": up.shape[2], "E": up.shape[3], **dict(zip("BHTK", k.shape))}
-    for name, x in given.items():
-        if x is None:
-            continue
-        shape = tuple(sizes[axis] for axis in Axes[name])
-        if x.shape != shape:
-            raise ValueError(
-                f"mlp_memory: {name} is {tuple(x.shape)}; beside k {tuple(k.shape)} and state.weights.up "
-                f"{tuple(up.shape)} it must be {shape}"
-            )
-        if not x.is_floating_point():
-            raise ValueError(f"mlp_memory: {name} is {x.dtype}; floating-point dtypes are allowed")
-        if x.device != k.device:
-            raise ValueError(f"mlp_memory: {name} is on {x.device} and k on {k.device}; one device is allowed")
+    operands = {name: x for name, x in there.items() if x is not None}
+    check_operands("mlp_memory", operands, Axes, sizes, {"k": k, "state.weights.up": up})

@@ -1,0 +1,67 @@
+"""What ops check of their arguments before anything is launched; each raises ValueError in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_words(op: str, words: Mapping[str, str], allowed: Mapping[str, Sequence[str]]) -> None:
+    for name, seen in words.items():
+        if seen not in allowed[name]:
+            raise ValueError(f"{op}: {name} is {seen!r}; allowed: {', '.join(allowed[name])}")
+
+
+def check_length(op: str, name: str, length: int) -> None:
+    if length < 1:
+        raise ValueError(f"{op}: {name} is {length}; 1 or more is allowed")
+
+
+def check_position(op: str, anchor: int, position: int, has_anchor: bool) -> None:
+    """A state has an anchor exactly where a chunk is open."""
+    if not 0 <= position < anchor:
+        raise ValueError(f"{op}: state.position is {position}; with anchor {anchor} it is below {anchor}")
+    if has_anchor != (position > 0):
+        has = "an anchor" if has_anchor else "no anchor"
+        raise ValueError(f"{op}: state has {has} at position {position}; it has one exactly where a chunk is open")
+
+
+def check_tensor(op: str, name: str, x: object, axes: str) -> None:
+    if not isinstance(x, Tensor):
+        seen = "None" if x is None else f"a {type(x).__name__}"
+        raise ValueError(f"{op}: {name} is {seen}; a tensor ({', '.join(axes)}) is needed")
+
+
+def check_retention(op: str, retain: str, given: bool) -> None:
+    if given != (retain != "zero"):
+        raise ValueError(f"{op}: retain is {retain!r}, so initial must{' not' * (retain == 'zero')} be given")
+
+
+def check_operands(
+    op: str,
+    given: Mapping[str, Tensor],
+    axes: Mapping[str, str],
+    sizes: Mapping[str, int],
+    beside: Mapping[str, Tensor],
+) -> None:
+    """Shapes by the sizes of named axes, dtypes, and one device: all as `beside`, the tensors that give the sizes."""
+    first, like = next(iter(beside.items()))
+    said = " and ".join(f"{name} {tuple(x.shape)}" for name, x in beside.items())
+    for name, x in given.items():
+        shape = tuple(sizes[axis] for axis in axes[name])
+        if x.shape != shape:
+            raise ValueError(f"{op}: {name} is {tuple(x.shape)}; beside {said} it must be {shape}")
+        check_floating(op, name, x)
+        check_device(op, name, x, first, like.device)
+
+
+def check_floating(op: str, name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"{op}: {name} is {x.dtype}; floating-point dtypes are allowed")
+
+
+def check_device(op: str, name: str, x: Tensor, first: str, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{op}: {name} is on {x.device} and {first} on {device}; one device is allowed")
