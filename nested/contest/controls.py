@@ -94,22 +94,30 @@ def eta_zero(config: Config, facts: Facts) -> list[Arm]:
 
 
 def equal_updates(config: Config, facts: Facts) -> list[Arm]:
-    """The slow levels as one, at the period and rate of their mean update."""
+    """Levels as one, at the period and rate of their mean update: the slow ones, or all where only one is slow."""
     several = _needs_slow(config)
+    alone = len(several) == 1
+    several = on_stream(config) if alone else several
     _one_rule(several)
-    if len({lv.gather or "mean" for lv in several.values()}) > 1:
+    if len({lv.gather or "mean" for lv in several.values() if period(lv) > 1}) > 1:
         raise Idle("some slow levels learn from the sum of what they gathered, others from the mean")
     size = {n: facts.parameters[n] for n in several}
     updates = sum(size[n] / period(lv) for n, lv in several.items())  # parameter updates per step
     every = max(1, round(sum(size.values()) / updates))
     rate = sum(size[n] / period(lv) * lv.lr_scale for n, lv in several.items()) / updates
-    globs = [glob for lv in several.values() if not isinstance(lv.params, str) for glob in lv.params]
-    rest = any(isinstance(lv.params, str) for lv in several.values())
-    first = next(iter(several.values()))
-    one = replace(first, params="rest" if rest else globs, period_steps=every, lr_scale=rate)
-    others = {n: lv for n, lv in config.level_configs().items() if n not in several}
-    what = f"the slow levels as one that learns every {every} steps: as many updates of as many parameters"
-    return [Arm("equal_updates", "one level, equal updates", what, with_levels(config, {**others, "slow": one}))]
+    gather = next(lv.gather for lv in several.values() if period(lv) > 1)
+    one = LevelConfig("rest", every, lr_scale=rate, gather=gather, optim=next(iter(several.values())).optim)
+    what = f"{'all' if alone else 'the slow'} levels as one that learns every {every} steps: "
+    what += "as many updates of as many parameters"
+    if alone:
+        ordinary = plain(config, facts)
+        made = with_levels(ordinary, {"all": one})
+    else:
+        globs = [glob for lv in several.values() if not isinstance(lv.params, str) for glob in lv.params]
+        rest = any(isinstance(lv.params, str) for lv in several.values())
+        others = {n: lv for n, lv in config.level_configs().items() if n not in several}
+        made = with_levels(config, {**others, "slow": one if rest else replace(one, params=globs)})
+    return [Arm("equal_updates", "one level, equal updates", what, made)]
 
 
 def one_level(config: Config, facts: Facts) -> list[Arm]:
@@ -229,8 +237,8 @@ def joint(config: Config, facts: Facts) -> list[Arm]:
 
 CONTROLS: dict[str, Callable[[Config, Facts], Sequence[Arm]]] = {
     "eta = 0": eta_zero,
-    "one level, equal updates": equal_updates,
     "one level, equal FLOPs": one_level,
+    "one level, equal updates": equal_updates,
     "one level, same drift": one_level_same_drift,
     "every level at period 1, same drift": same_drift,
     "levels frozen after the first experience": frozen,

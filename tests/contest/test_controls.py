@@ -47,7 +47,7 @@ def level(arm: Arm, name: str) -> LevelConfig:
 def test_all_controls_of_a_candidate_with_slow_levels_are_there():
     found = fighting(candidate(*THREE))
     assert list(found) == [
-        "candidate", "equal_updates", "one_level", "one_level_same_drift", "same_drift", "frozen", "ema-2", "ema-8",
+        "candidate", "one_level", "equal_updates", "one_level_same_drift", "same_drift", "frozen", "ema-2", "ema-8",
         "lookahead-2", "lookahead-8", "class_means", "least_squares", "replay", "reset", "joint",
     ]  # fmt: skip
     assert absent(candidate(*THREE)) == {"eta = 0": "the candidate has no level that learns while it reads"}
@@ -62,6 +62,19 @@ def test_equal_updates_is_the_harmonic_mean_of_periods_and_the_mean_rate_of_upda
     assert level(arm, "slow").period_steps == 3
     assert level(arm, "slow").lr_scale == pytest.approx(2.6)
     assert level(arm, "fast").period_steps == 1
+
+
+def test_equal_updates_of_one_slow_level_is_all_as_one():
+    """100 parameters at every step, 700 at rate 2 every 16th: 143.75 updates a step, period 5.6, mean rate 1.3."""
+    words = "levels={fast: {params: ['a.*'], period_steps: 1}, slow: {params: rest, period_steps: 16, lr_scale: 2.0}}"
+    facts = replace(FACTS, parameters={"fast": 100, "slow": 700}, bytes={"fast": 400, "slow": 2800})
+    arm = fighting(candidate(words), facts)["equal_updates"]
+    assert set(arm.config.level_configs()) == {"all"}
+    assert (level(arm, "all").params, level(arm, "all").period_steps) == ("rest", 6)
+    assert level(arm, "all").lr_scale == pytest.approx((100 + 43.75 * 2) / 143.75)
+    mostly_fast = replace(FACTS, parameters={"fast": 700, "slow": 100}, bytes={"fast": 2800, "slow": 400})
+    words = words.replace(", lr_scale: 2.0", "")
+    assert absent(candidate(words), mostly_fast)["one level, equal updates"] == "it is the same as: one level, equal FLOPs"
 
 
 def test_the_rest_may_be_among_the_slow_levels():
@@ -106,7 +119,6 @@ def test_eta_zero_leaves_everything_else():
     assert level(arm, "reading").eta == 0.0
     assert level(arm, "reading").chunk_tokens == 4
     assert arm.config.model == config.model
-    assert absent(config, facts)["one level, equal updates"] == "it is the candidate itself"  # it has one slow level
 
 
 def test_levels_that_read_are_paid_for_in_epochs():
