@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do p=$$(command -v python$$v 2>/dev/n
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: env demo test browser lint bench bench-kernels torture clean
+.PHONY: env demo test browser lint bench bench-kernels bench-study kernels-slow torture clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -35,6 +35,14 @@ bench: $(READY)  ## ratios against a bare torch loop, measured side by side
 
 bench-kernels: $(READY)  ## each form of each kernel beside the others, checked first; writes reports/kernels.md
 	@$(BIN)/python experiments/bench_kernels.py
+
+bench-study: $(READY)  ## what a study costs beside its training, and two workers beside one: ten minutes
+	@$(BIN)/python experiments/study_speed.py
+
+kernels-slow: $(READY)  ## every kernel compiled for the chip, the slow ones too, by this Triton and by 3.6
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/triton-3.6 triton==3.6.0
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/aot -m "slow or not slow"
+	@OMP_NUM_THREADS=1 PYTHONPATH=.venv/triton-3.6 $(BIN)/python -m pytest tests/kernels/aot -m "slow or not slow"
 
 torture: $(READY)  ## 8 kills at named points and 20 at random moments, each resumed and compared bit for bit
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/test_kill.py

@@ -223,7 +223,7 @@ STACK = {
     (torch.float32, 64): {"second_rows": 128, "second_columns": 128},
     (torch.float32, 80): {"second_rows": 128, "second_columns": 64},
     (torch.float32, 96): {"second_rows": 128, "second_columns": 64},
-    (torch.float32, 128): {"second_rows": 448, "second_columns": 576},
+    (torch.float32, 128): {"forward": 48, "second_rows": 448, "second_columns": 576},
 }
 AOT_CASES = [
     AotCase(

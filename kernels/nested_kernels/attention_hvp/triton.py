@@ -81,7 +81,7 @@ def store_numbers(x, rows, values):
 def zeros(M: tl.constexpr, SIZES: tl.constexpr):
     found = ()
     for n in tl.static_range(len(SIZES)):
-        found += (tl.zeros((M, SIZES[n]), tl.float32),)
+        found += (tl.zeros((M, tl.constexpr(SIZES[n])), tl.float32),)  # Triton 3.6 has the plain number there
     return found
 
 

@@ -100,9 +100,7 @@ def test_float32_is_the_token_loop_in_values_and_all_gradients(case: str) -> Non
 @pytest.mark.parametrize("case", ["HOPE", "Titans"])
 def test_bfloat16_operands_are_multiplied_as_such_and_added_up_in_float32(case: str) -> None:
     found = errors(Cases[case], torch.bfloat16)
-    rates = {n: e for n, e in found.items() if n.startswith(("d eta", "d alpha", "d beta"))}
-    assert max(e for n, e in found.items() if n not in rates) < 8e-3, found
-    assert max(rates.values()) < 2e-2, found
+    assert max(found.values()) < 8e-3, found
     T, N, K, E, open_, momentum, options = Cases[case]
     x = cast(draw(T, N, K, E), torch.bfloat16, torch.bfloat16)
     y, state = call(x, open_, momentum, backend="triton", **options)
