@@ -25,7 +25,8 @@ from nested.claims import Claim
 
 CLAIM = Claim(
     name="parity",
-    statement="parity: a DGD memory with fixed projections gets all strings of lengths 2-100 right, 4 of 5 seeds",
+    statement="parity: of 5 fresh seeds, those in which a DGD memory with fixed projections gets every string of "
+    "lengths 2-100 right",
     command=["nested", "claims", "parity"],
     budget_seconds=400,
     metric="measure",

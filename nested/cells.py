@@ -23,16 +23,28 @@ class _Process:
         self._ear, self._mouth = spawn.Pipe(duplex=False)
         self.pool = ProcessPoolExecutor(1, spawn, _listen, (self._ear,))
 
-    def end(self) -> None:
-        """Stop it, by SIGTERM where it has a cell in hand, and wait for it."""
+    def take(self, one: Callable[[Any], Any], cell: Any) -> Future[Any]:
+        """Begin a cell. The process starts with its first one, and hears of no Ctrl-C, not even while it imports."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a process inherits it
+        try:
+            return self.pool.submit(one, cell)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def stop(self) -> None:
+        """Tell it to stop, by SIGTERM where it has a cell in hand."""
         self._mouth.close()
+
+    def end(self) -> None:
+        """Stop it, and wait for it."""
+        self.stop()
         self.pool.shutdown()
         self._ear.close()
 
 
 def _listen(ear: Connection) -> None:
-    """Ctrl-C is the parent's business; SIGTERM, and again later, when the parent closes its end or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """SIGTERM, and again later, when the parent closes its end or is gone; a group's signals are the parent's alone."""
+    os.setsid()
 
     def stop() -> None:
         ear.poll(None)  # nothing is ever sent: this is its end
@@ -46,22 +58,26 @@ def _listen(ear: Connection) -> None:
 def outcomes(one: Callable[[Any], Any], cells: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
     """(cell, what it gave or the exception) as each comes; every process is a pool, so a kill is of a known cell."""
     left, running = list(reversed(cells)), dict[Future[Any], tuple[_Process, Any]]()
-    idle = [_Process() for _ in range(min(workers, len(left)))]
+    there = [_Process() for _ in range(min(workers, len(left)))]
+    idle = list(there)
     try:
         while left or running:
             while left and idle:
                 process, cell = idle.pop(), left.pop()
                 try:
-                    future = process.pool.submit(one, cell)
+                    future = process.take(one, cell)
                 except BrokenExecutor:  # killed in its last cell, or after it
                     process.end()
-                    process = _Process()
-                    future = process.pool.submit(one, cell)
+                    there.remove(process)
+                    there.append(process := _Process())
+                    future = process.take(one, cell)
                 running[future] = process, cell
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 process, cell = running.pop(future)
                 idle.append(process)
                 yield cell, future.exception() or future.result()
     finally:
-        for process in [*idle, *(process for process, _ in running.values())]:
+        for process in there:  # all at once: each may have to save
+            process.stop()
+        for process in there:
             process.end()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nested import report, rundir
-from nested.errors import NestedError
+from nested.errors import NestedError, UserError
 from nested.report.rendering import writing
-from nested.selection import selected
+from nested.selection import TOLD, selected
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +54,9 @@ def compare(
     paths = selected(words, runs, uri, say)
     whole = len(paths) <= WHOLE
     loaded = [report.load(p, whole) for p in paths]
+    if not any(run.shown for run in loaded):
+        text = f"nothing to compare, no experience has been evaluated yet: {', '.join(p.name for p in paths[:TOLD])}"
+        raise UserError(f"{text}; nested resume RUN goes on with one", key="run", seen=[p.name for p in paths])
     comparison = report.Comparison.of(loaded, baseline)
     parent = _parent(paths)
     alone = len(paths) == 1 and not parent

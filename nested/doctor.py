@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from nested import rundir
+from nested.environment import usable_cores
 from nested.errors import NestedError
 from nested.housekeeping import unfinished
 
@@ -191,8 +192,7 @@ def processors() -> Iterator[Finding]:
     """Processors that this process may use, and torch's threads."""
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    usable, threads = usable_cores(), torch.get_num_threads()
     detail = f"{usable} of {os.cpu_count()} usable, torch uses {threads} threads"
     ok = True if threads <= usable else None
     yield Finding("processors", ok, detail, f"trainer.threads={usable}: more threads than processors only wait")

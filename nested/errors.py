@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -43,6 +44,12 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, run_id: str, problems: list[str]):
         said = ["interrupted, everything is saved", *problems, f"continue with: nested resume {run_id}"]
         super().__init__("; ".join(said))
+
+
+def install(extra: str) -> str:
+    """The command that adds an optional part of this package, in a checkout or as it came from an index."""
+    checkout = (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if checkout else f"pip install 'nested-cl[{extra}]'"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -72,13 +72,13 @@ def read_json(path: Path) -> Any:
 
 
 def check_writable(runs: str | Path) -> None:
-    """Make the directory of run directories, if it is not there. Raises UserError where nothing can be written."""
+    """Raise UserError where run directories cannot be made. Makes nothing: what is refused later leaves no trace."""
     root = Path(runs).expanduser().resolve()
     with said(root):
-        if root.exists() and not root.is_dir():
+        there = next(p for p in (root, *root.parents) if p.exists())
+        if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        root.mkdir(parents=True, exist_ok=True)
-        if not os.access(root, os.W_OK):
+        if not os.access(there, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
@@ -133,8 +133,8 @@ def check_format(path: Path) -> None:
         )
 
 
-def find(name: str, runs: str | Path = "runs") -> Path:
-    """A run directory by id, path or unique prefix. Raises UserError, naming what is near."""
+def find(name: str, runs: str | Path = "runs", what: str = "run") -> Path:
+    """A run directory by id, path or unique prefix. Raises UserError for no `what`, naming what is near."""
     root = Path(runs).expanduser()
     for candidate in (Path(name).expanduser(), root / name):
         if (candidate / "FORMAT").is_file():
@@ -155,7 +155,7 @@ def find(name: str, runs: str | Path = "runs") -> Path:
         )
     last = f"; the newest is {names[-1]}" if names else ""
     raise UserError(
-        f"no run {name!r} in {root.resolve()}{nearest(name, names)}{last}", key="run", seen=name, allowed=names[-10:]
+        f"no {what} {name!r} in {root.resolve()}{nearest(name, names)}{last}", key="run", seen=name, allowed=names[-10:]
     )
 
 
@@ -171,12 +171,13 @@ def status(path: Path) -> str:
         wanted = read_json(path / "study.json")["n_trials"]
         last = (read_events(p)[-1:] for p in path.glob("trial-*/events.jsonl"))
         ended = sum(event["event"] == "end" for events in last for event in events)
-        return f"study, {ended} of {wanted} trials"
+        return f"study, {ended} of {wanted} trial{'s' * (wanted != 1)}"
     file = path / "result.json"
     if not file.is_file():
         return "unfinished"
     result = read_json(file)
-    return f"{result['status']}, {result['label']}, {len(result['runs'])} seeds"
+    seeds = len(result["runs"])
+    return f"{result['status']}, {result['label']}, {seeds} seed{'s' * (seeds != 1)}"
 
 
 @contextlib.contextmanager

@@ -37,11 +37,22 @@ def _meant(word: str, runs: Path, uri: str | None, say: Say) -> list[Path]:
             raise UserError(text, key="recipe", seen=recipe, allowed=there)
         return [path for path, used in made.items() if used == recipe]
     try:
-        return _of(rundir.find(word, runs))
+        return _of(rundir.find(word, runs, "run, study or recipe"))
     except UserError as error:
-        used = f"; recipes used: {_listed(sorted(set(made.values())))}" if made else ""
-        more = f"{error.message}{used}; or a filter such as \"tags.method = 'replay'\""
+        studies = [p.name for p in rundir.all_runs(runs) if (p / "study.json").is_file()]
+        there = {"studies": studies, "recipes used": sorted(set(made.values()))}
+        used = "".join(f"; {kind}: {_listed(names)}" for kind, names in there.items() if names)
+        seen = _no_run(Path(word).expanduser()) or error.message
+        more = f"{seen}{used}; or a filter such as \"tags.method = 'replay'\""
         raise UserError(more, key=error.key, seen=word, allowed=error.allowed) from None
+
+
+def _no_run(path: Path) -> str | None:
+    """What is wrong with a directory that is there, and no run."""
+    if not path.is_dir():
+        return None
+    inside = [p.name for p in rundir.all_runs(path)]
+    return f"{path.resolve()} is a directory and no run: it has no FORMAT file; runs in it: {_listed(inside)}"
 
 
 def _of(path: Path) -> list[Path]:
@@ -69,8 +80,8 @@ def _recipes(runs: Path) -> Iterator[tuple[Path, str | None]]:
         if (path / "study.json").is_file():
             continue
         result = _read(path / "result.json")
-        choices = (result or rundir.read_config(path)).get("choices") or {}
-        yield path.resolve(), choices.get("recipe")
+        made = result or (rundir.read_config(path) if (path / "config.yaml").is_file() else {})
+        yield path.resolve(), (made.get("choices") or {}).get("recipe")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -92,7 +103,8 @@ def _matching(words: str, runs: Path, uri: str | None, say: Say) -> list[Path]:
     here = [p for p in dict.fromkeys(paths.values()) if (p / "FORMAT").is_file() and not (p / "study.json").is_file()]
     gone = sorted({i for i, p in paths.items() if not (p / "FORMAT").is_file()})
     if gone:
-        say(f"{len(gone)} of {len(ids)} that match are not in {runs}: {_listed(gone)}")
+        are = "is" if len(gone) == 1 else "are"
+        say(f"{len(gone)} of {len(ids)} that match {are} not in {runs}: {_listed(gone)}")
     if not here:
         raise UserError(f"what matches is not in {runs}: {_listed(gone)}; give --runs", key="filter", seen=words)
     return sorted(here)

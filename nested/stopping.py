@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, outside of loops."""
+
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stoppable(loop: Loop) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM stops at the next step with everything saved; the second one stops at once."""
 

@@ -97,7 +97,7 @@ def database_file(uri: str) -> Path | None:
 
 
 def check(settings: Tracking, runs: str | Path) -> None:
-    """Refuse before the run what no tracker can take; makes the directory of a new store. Raises UserError."""
+    """Refuse before the run what no tracker can take; makes the directory of a store it names. Raises UserError."""
     if not settings.enabled:
         return
     if not settings.experiment.strip() or len(settings.experiment) > 500:
@@ -108,7 +108,7 @@ def check(settings: Tracking, runs: str | Path) -> None:
         raise _unusable(uri, scheme)
     file = database_file(uri)
     if scheme == "sqlite":
-        _check_file(uri, file)
+        _check_file(uri, file, settings.uri is not None)
         return
     if not _names_host(uri):
         raise UserError(f"no host in {shown(uri)!r}; {scheme}://HOST:PORT", key="tracking.uri", seen=shown(uri))
@@ -134,12 +134,13 @@ def _names_host(uri: str) -> bool:
         return False
 
 
-def _check_file(uri: str, file: Path | None) -> None:
+def _check_file(uri: str, file: Path | None, named: bool) -> None:
     if file is None or file.name in ("", ":memory:") or any(c in str(file) for c in "?%"):
         raise UserError(f"{uri!r} is no file another process can open; write sqlite:///PATH/mlflow.db, "
                         "PATH without ? and %", key="tracking.uri", seen=uri)  # fmt: skip
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if named:
+            file.parent.mkdir(parents=True, exist_ok=True)  # else it is that of the runs, made with the first of them
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not all(os.access(p, os.W_OK) for p in (file.parent, file) if p.exists()):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nested import tracking
 from nested.errors import UserError
+from nested.report.wording import counted
 from nested.settings import Tracking
 from nested.tracking_outbox import TrackerError
 
@@ -45,7 +46,7 @@ def search(words: str, runs: str | Path, uri: str | None = None) -> list[str]:
         raise UserError(text, key="filter", seen=words)
     if not found["ids"]:
         there = "; ".join(f"tags.{k}: {', '.join(v)}" for k, v in found["tags"].items()) or "no tags"
-        text = f"nothing in {tracking.shown(where)} matches {words!r}; of its {found['runs']} runs: {there}"
+        text = f"nothing in {tracking.shown(where)} matches {words!r}; of its {counted(found['runs'], 'run')}: {there}"
         raise UserError(text, key="filter", seen=words, allowed=found["tags"])
     return found["ids"]
 

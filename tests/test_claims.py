@@ -1,6 +1,7 @@
 """Claims are read without running them, measured in a process of their own, and their outcomes are kept."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,14 @@ def test_two_claims_of_one_name(tmp_path: Path):
     write(tmp_path / "experiments", file="other.py")
     with pytest.raises(UserError, match=r"other\.py and .*toy\.py"):
         claims(write(tmp_path / "experiments"))
+
+
+def test_the_readme_says_of_each_claim_what_it_expects():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for claim in claims():
+        (row,) = [line for line in readme.splitlines() if f"`nested claims {claim.name}`" in line]
+        wanted = f"expected {claim.expected:g} +- {claim.tolerance:g}"
+        assert re.sub(r"(?<![\d.])0\.", ".", wanted) in row
 
 
 def test_our_own_claims_can_be_read():

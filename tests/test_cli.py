@@ -234,6 +234,14 @@ def test_an_interruption_before_training(monkeypatch: pytest.MonkeyPatch) -> Non
     assert said.object["error"] == "interrupted"
 
 
+def test_a_sigterm_outside_of_a_loop_is_as_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("nested.run.prepare", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    said = nested("run", *QUICK)
+    assert (said.code, said.err) == (130, "nested: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_ctrl_c_saves_everything_and_resume_ends_as_if_there_had_been_none(here: Path) -> None:
     options = ["trainer.epochs=60", "trainer.progress=false", "tracking=off", "trainer.threads=1", "method=replay"]
     threads = torch.get_num_threads()

@@ -78,7 +78,7 @@ def test_a_study_names_its_chosen_trials_behind_the_defaults(runs, best, first, 
 
 
 def test_words_that_name_nothing_are_refused_with_what_there_is(runs):
-    with pytest.raises(UserError, match=r"no run '2028' in .*; recipes used: small; or a filter such as"):
+    with pytest.raises(UserError, match=r"no run, study or recipe '2028' in .*; recipes used: small; or a filter"):
         meant(runs, "2028")
     with pytest.raises(UserError, match="'2026' begins 2 runs"):
         meant(runs, "2026")
@@ -155,6 +155,26 @@ def test_a_wrong_word_ends_with_one_line(runs):
     assert (said.code, said.object["key"], said.object["allowed"]) == (2, "--baseline", ["a", "c"])
 
 
+def test_runs_in_which_nothing_has_been_evaluated_are_refused_and_spoil_no_other_word(runs):
+    (runs / "2028-begun").mkdir()
+    (runs / "2028-begun" / "FORMAT").write_text("1\n")
+    said = nested("compare", "2028-begun", "--runs", str(runs), "--json")
+    assert (said.code, said.object["key"], said.object["seen"]) == (2, "run", ["2028-begun"])
+    assert "nothing to compare, no experience has been evaluated yet: 2028-begun; nested resume" in said.err
+    assert meant(runs, "small") == ["2026-a", "2026-b"]
+    done("compare", "2028-begun", "2026-a", "--runs", str(runs))
+
+
+def test_a_directory_without_a_run_is_said_with_the_runs_in_it(runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty is a directory and no run: it has no FORMAT file; runs in it: none"):
+        meant(runs, str(tmp_path / "empty"))
+    with pytest.raises(
+        UserError, match=r"runs is a directory and no run: .*; runs in it: 2026-a, 2026-b, 2027-c, tuned"
+    ):
+        meant(runs, str(runs))
+
+
 @pytest.mark.parametrize("option", ["--out", "--csv", "--latex"])
 def test_a_file_that_cannot_be_written_is_named_with_its_option(runs, option):
     said = nested("compare", "2026-a", "--runs", str(runs), option, "/proc/nothing/here", "--json")
@@ -192,7 +212,7 @@ def test_a_filter_names_the_runs_whose_records_match(runs, monkeypatch):
         meant(runs, "method = 'ema'")
     heard = []
     assert len(selected(["metrics.acc < 0.6"], runs, None, heard.append)) == 1
-    assert "1 of 3 that match are not in" in heard[0]
+    assert "1 of 3 that match is not in" in heard[0]
     assert "gone" in heard[0]
     with pytest.raises(UserError, match="what matches is not in"):
         meant(runs, "metrics.acc < 0.2")

@@ -143,6 +143,7 @@ def test_one_line_and_nothing_left(case: str, files: Path, here: Path) -> None:
     refused(nested("run", *QUICK, *given, "--json"), key, [w.replace("{files}", str(files)) for w in words])
     assert done("list", "runs", "--json").object["choices"] == []
     assert not list(here.rglob("events.jsonl"))
+    assert not (here / "runs").exists()
 
 
 def test_what_was_seen_and_what_is_allowed(here: Path) -> None:
@@ -166,6 +167,7 @@ def test_a_runs_directory_that_is_read_only(here: Path) -> None:
 
 def test_a_runs_directory_that_may_not_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     access = os.access
+    (here / "runs").mkdir()
     monkeypatch.setattr(os, "access", lambda p, mode, **_: Path(p).name != "runs" and access(p, mode))
     refused(nested("run", *QUICK, "--json"), "runs", [str(here / "runs"), "Permission denied", "runs="])
 

@@ -13,6 +13,7 @@ import typer
 from nested.cli import reading, training, upkeep
 from nested.cli.output import emit
 from nested.errors import NestedError, UserError
+from nested.stopping import terminable
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": training.run,
@@ -52,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every failure is one line and an exit code, never a traceback for a user's mistake."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     sys.path.append(os.getcwd())  # a `_target_` may name a file beside the user's conf/
-    sys.exit(guarded(lambda: _called(arguments), "--json" in arguments))
+    with terminable():
+        code = guarded(lambda: _called(arguments), "--json" in arguments)
+    sys.exit(code)
 
 
 def _called(arguments: list[str]) -> Any:

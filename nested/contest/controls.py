@@ -38,6 +38,7 @@ from nested.contest.arms import (
     with_method,
 )  # fmt: skip
 from nested.levels import LevelConfig
+from nested.report.wording import counted
 
 PERIODS = (4.0, 16.0, 64.0)  # of averages, where the candidate has no slow level to take them from
 LOOKAHEAD = 5  # its own default, likewise
@@ -105,13 +106,12 @@ def equal_updates(config: Config, facts: Facts) -> list[Arm]:
     updates = sum(size[n] / period(lv) for n, lv in several.items())  # parameter updates per step
     every = max(1, round(sum(size.values()) / updates))
     rate = sum(size[n] / period(lv) * lv.lr_scale for n, lv in several.items()) / updates
-    gather = next(lv.gather for lv in several.values() if period(lv) > 1)
-    one = LevelConfig("rest", every, lr_scale=rate, gather=gather, optim=next(iter(several.values())).optim)
+    first = next(lv for lv in several.values() if period(lv) > 1)
+    one = replace(first, params="rest", period_steps=every, lr_scale=rate)
     what = f"{'all' if alone else 'the slow'} levels as one that learns every {every} steps: "
     what += "as many updates of as many parameters"
     if alone:
-        ordinary = plain(config, facts)
-        made = with_levels(ordinary, {"all": one})
+        made = with_levels(plain(config, facts), {"all": one})
     else:
         globs = [glob for lv in several.values() if not isinstance(lv.params, str) for glob in lv.params]
         rest = any(isinstance(lv.params, str) for lv in several.values())
@@ -210,7 +210,8 @@ def replay(config: Config, facts: Facts) -> list[Arm]:
     made = with_method(ordinary, REPLAY, capacity=capacity, batch_size=old)
     made = replace(made, trainer=replace(made.trainer, epochs=epochs))
     size = f"what the candidate's {kept:,} bytes hold" if kept else "the candidate keeps nothing beside its weights"
-    what = f"an ordinary network, {epochs} epochs, {old} old examples with each batch, of {capacity:,} kept: {size}"
+    spent = f"{counted(epochs, 'epoch')}, {counted(old, 'old example')} with each batch, of {capacity:,} kept"
+    what = f"an ordinary network, {spent}: {size}"
     title = "uniform replay, equal FLOPs" + (" and bytes" if kept else "")
     return [Arm("replay", title, what, made)]
 

@@ -29,7 +29,6 @@ from nested.streams.stream import Stream
 
 Say = Callable[[str], None]
 RECORD, PAGE = "contest.json", "report.html"
-GO_ON = "interrupted, everything is saved; to go on, give the same command again"
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,18 @@ class Found:
 def contest(words: Iterable[str], config_dir: str | Path | None, say: Say) -> Found:
     """Begin a contest or continue it, to the end.
 
-    Raises UserError before anything is trained, KeyboardInterrupt when it is stopped (the same command goes on), and
+    Raises UserError before anything is trained, KeyboardInterrupt with the command that goes on when it is stopped, and
     NestedError, with the page written, where trials failed.
     """
     asked = request(words, config_dir)
+    try:
+        return _fought(asked, say)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted, everything is saved; continue with: {asked.command}") from None
+
+
+def _fought(asked: Request, say: Say) -> Found:
+    """The whole of it."""
     check(asked.candidate)
     rundir.check_writable(asked.candidate.runs)
     stream = _stream(asked)
@@ -63,14 +70,11 @@ def contest(words: Iterable[str], config_dir: str | Path | None, say: Say) -> Fo
     found = trials(there, asked.factors, asked.path)
     for one in absent:
         say(f"left out: {one.title}: {one.why}")
-    asked.path.mkdir(exist_ok=True)
+    asked.path.mkdir(parents=True, exist_ok=True)
     with rundir.locked(asked.path):
         check_same(found)
-        try:
-            cell = dry_run(asked.candidate).seconds / len(asked.candidate.seed_list())
-            problems = fought(found, asked.workers, say, cell)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(GO_ON) from None
+        cell = dry_run(asked.candidate).seconds / len(asked.candidate.seed_list())
+        problems = fought(found, asked.workers, say, cell)
         result = conclude(asked, stream, there, absent, found, problems)
     if problems:
         first, why = next(iter(problems.items()))

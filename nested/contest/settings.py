@@ -26,7 +26,7 @@ OURS = ("seeds=10", "evaluate.parts=[test]", "trainer.threads=1", "trainer.progr
 class Contest:
     """Which rates, and under which name."""
 
-    factors: list[Annotated[float, Bound(gt=0)]] | None = None  # of the candidate's rate; null = FACTORS
+    factors: list[Annotated[float, Bound(gt=0)]] | None = None  # times the candidate's rate; null = 0.25, 0.5, 1, 2, 4
     name: str | None = None  # of its directory; null = contest-<stream>-<model>-<levels>
 
 

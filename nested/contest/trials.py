@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from nested import rundir
@@ -19,11 +21,13 @@ from nested.cells import outcomes
 from nested.config import Config, from_dict
 from nested.contest.arms import Arm, checked, scaled
 from nested.continuing import FREE, config_difference, told
+from nested.environment import usable_cores
 from nested.errors import Interrupted, NestedError, UserError
 from nested.run import run_trial
 
 ATTEMPTS = 3  # at a trial whose process was killed
 ENDED = ("done", "diverged")
+ASSUMED = "if every arm takes what a few steps of the candidate took just now, alone; measured from the first trial on"
 Say = Callable[[str], None]
 
 
@@ -39,6 +43,9 @@ class Trial:
     def ended(self) -> list[int]:
         """The seeds that have come to their end."""
         return [s for s in self.config.seed_list() if (found := summary(self.path, s)) and found["status"] in ENDED]
+
+
+Cell = tuple[Path, int]  # a trial's directory and a seed
 
 
 class Ended(NamedTuple):
@@ -82,24 +89,25 @@ def check_same(found: Sequence[Trial]) -> None:
 def fought(found: Sequence[Trial], workers: int, say: Say, cell: float = 0.0) -> dict[str, str]:
     """Run what is left of every trial; directory -> what went wrong, of those that could not.
 
-    `cell` are the seconds that one is expected to take. Raises KeyboardInterrupt with everything saved.
+    `cell` are the seconds that one is expected to take alone. Raises KeyboardInterrupt with everything saved.
     """
     clock = Clock(found)
-    say(clock.begun(cell / workers))
+    say(clock.begun(cell / min(workers, usable_cores())))
     problems: dict[str, str] = {}
     left = [t for t in found if len(t.ended()) < len(t.config.seed_list())]
     for attempt in range(ATTEMPTS):
         killed = []
-        for trial, outcome in _outcomes(left, workers):
-            if isinstance(outcome, BrokenExecutor):
-                killed.append(trial)
-                say(f"{trial.path.name}: its process was killed, or out of memory")
-                continue
-            if outcome.status == "interrupted":
-                raise KeyboardInterrupt
-            if outcome.problem:
-                problems[trial.path.name] = outcome.problem
-            say(clock.told(trial, outcome))
+        with closing(_outcomes(left, workers)) as found_out:  # whatever happens here, no process goes on
+            for trial, outcome in found_out:
+                if isinstance(outcome, BrokenExecutor):
+                    killed.append(trial)
+                    say(f"{trial.path.name}: its process was killed, or out of memory")
+                    continue
+                if outcome.status == "interrupted":
+                    raise KeyboardInterrupt
+                if outcome.problem:
+                    problems[trial.path.name] = outcome.problem
+                say(clock.told(trial, outcome))
         left = killed
         if not left:
             return problems
@@ -108,10 +116,11 @@ def fought(found: Sequence[Trial], workers: int, say: Say, cell: float = 0.0) ->
     return problems
 
 
-def _outcomes(left: Sequence[Trial], workers: int) -> Iterator[tuple[Trial, Any]]:
+def _outcomes(left: Sequence[Trial], workers: int) -> Generator[tuple[Trial, Any], None, None]:
     if workers > 1:
-        return outcomes(one, left, workers)
-    return ((trial, one(trial)) for trial in left)
+        yield from outcomes(one, left, workers)
+    else:
+        yield from ((trial, one(trial)) for trial in left)
 
 
 def one(trial: Trial) -> Ended:
@@ -132,32 +141,57 @@ def one(trial: Trial) -> Ended:
 
 
 class Clock:
-    """How many cells are done and, from those done since it was made, how long the others will take."""
+    """How many cells are done and, from what they took, how long the others will take.
+
+    A cell that is left takes what those of its arm have taken, or those of all arms where its own has none; and the sum
+    is stretched as the clock has stretched what was recorded since it was made: by processes at once, their start, and
+    whatever else the machine does.
+    """
 
     def __init__(self, found: Sequence[Trial]):
-        self.found = found
-        self.cells = sum(len(t.config.seed_list()) for t in found)
+        self.cells = {(t.path, seed): t.arm for t in found for seed in t.config.seed_list()}
+        self.trials = len(found)
         self.before = self._done()
+        self.lost: set[Cell] = set()  # of trials that have ended without them
         self.start = time.monotonic()
 
-    def _done(self) -> int:
-        return sum(len(t.ended()) for t in self.found)
+    def _done(self) -> dict[Cell, float]:
+        """The seconds of every cell that has come to its end."""
+        known = ((cell, summary(*cell)) for cell in self.cells)
+        return {cell: found["seconds"] for cell, found in known if found and found["status"] in ENDED}
 
     def begun(self, each: float) -> str:
         """`each`: seconds expected for a cell."""
-        orders, left = len(self.found[0].config.seed_list()), self.cells - self.before
-        rest = f", {left} of them left" if self.before else ""
-        time_left = f": about {_minutes(left * each)}" if left and each else ""
-        return f"{len(self.found)} trials of {orders} orders, {self.cells} cells{rest}{time_left}"
+        left = len(self.cells) - len(self.before)
+        rest = f", {left:,} of them left" if self.before else ""
+        orders = len(self.cells) // self.trials
+        said = f"{self.trials} trials of {orders} orders, {len(self.cells):,} cells{rest}"
+        if not left or not each:
+            return said
+        return f"{said}: about {_minutes(left * each)} {ASSUMED}"
 
     def told(self, trial: Trial, ended: Ended) -> str:
         done = self._done()
-        seconds = (time.monotonic() - self.start) / max(1, done - self.before) * (self.cells - done)
-        left = "" if done == self.cells else f", about {_minutes(seconds)} left"
+        self.lost |= {cell for cell in self.cells if cell[0] == trial.path and cell not in done}
+        seconds = self._left(done)
+        left = "" if seconds is None else f", about {_minutes(seconds)} left"
         values = [s for seed in trial.ended() if (s := summary(trial.path, seed))]
         means = " ".join(f"{n} {_mean(values, n)}" for n in ("learning_acc", "forgetting")) if values else ""
         how = f"{ended.status}: {ended.problem}" if ended.problem else ended.status if ended.status != "done" else means
-        return f"{done} of {self.cells} cells{left}  |  {trial.path.name}  {how}"
+        return f"{len(done):,} of {len(self.cells):,} cells{left}  |  {trial.path.name}  {how}"
+
+    def _left(self, done: dict[Cell, float]) -> float | None:
+        """Seconds until the last cell ends; None where none is left, or none has been done since the beginning."""
+        waiting = self.cells.keys() - done.keys() - self.lost
+        worked = sum(seconds for cell, seconds in done.items() if cell not in self.before)
+        if not waiting or not worked:
+            return None
+        by_arm: dict[str, list[float]] = {}
+        for cell, seconds in done.items():
+            by_arm.setdefault(self.cells[cell], []).append(seconds)
+        usual = {arm: fmean(seconds) for arm, seconds in by_arm.items()}
+        work = sum(usual.get(self.cells[cell], fmean(done.values())) for cell in waiting)
+        return work * (time.monotonic() - self.start) / worked
 
 
 def _mean(values: Sequence[dict[str, Any]], name: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nested.contest.arms import EMA, EQUAL, Arm
 from nested.contest.verdict import LEVEL, Comparison
 from nested.report.pairs import p_value
+from nested.report.wording import counted
 
 FEW_RATES, FEW_ORDERS = 5, 10
 
@@ -50,7 +51,8 @@ def verdict(name: str, fights: Sequence[Against], measure: str) -> list[str]:
         said += _listed("It forgets less than", of["less"], most)
     elif of["less"]:
         closest = min(of["less"], key=_difference)
-        said.append(f"{_fact(name, closest, measure, first=True)}; it is the closest of {len(of['less'])} controls.")
+        many = f"; it is the closest of {len(of['less'])} controls" if len(of["less"]) > 1 else ""
+        said.append(f"{_fact(name, closest, measure, first=True)}{many}.")
         said += _listed("It forgets less than", [a for a in of["less"] if a is not closest], most)
     else:
         said.append(f"No control can be compared with {name}: none has learned equally well.")
@@ -60,9 +62,10 @@ def verdict(name: str, fights: Sequence[Against], measure: str) -> list[str]:
     if lost := [a.arm.title for a in fights if a.found is None]:
         said.append(f"Not compared, their frontiers meeting in too few orders, or having none: {'; '.join(lost)}.")
     if known:
+        many = counted(len(known), "control")
         said.append(
-            f"p: two-sided paired t-test, corrected by Holm for {len(known)} controls; a control matches where p is "
-            f"{LEVEL:g} or more, which with few orders may be for want of them."
+            f"p: two-sided paired t-test, corrected by Holm for {many}; a control matches where "
+            f"p is {LEVEL:g} or more, which with few orders may be for want of them."
         )
     return said
 

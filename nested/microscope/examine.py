@@ -23,6 +23,7 @@ from nested.microscope.snapshots import BEFORE, Snapshots
 from nested.microscope.ticks import around_ticks, mean_effects
 from nested.plan import judged
 from nested.prepare import prepare
+from nested.report.wording import counted
 
 
 def examine(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def examine(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str
             folder = path / f"seed-{seed}"
             report = examine_seed(config, seed, folder)
             rundir.write_json(folder / "microscope.json", report)
-            say(f"seed {seed}: {report['evaluations']} evaluations of hybrids; {Snapshots(folder).said()}")
+            say(f"seed {seed}: {counted(report['evaluations'], 'evaluation')} of hybrids; {Snapshots(folder).said()}")
             reports.append(report)
         found = over_seeds(reports)
         rundir.write_json(path / "microscope.json", found)

@@ -183,13 +183,14 @@ def check_room(config: Config, learner: Learner) -> None:
     if not config.evaluate.snapshots:
         return
     from nested.housekeeping import size
+    from nested.report.wording import counted
 
     states, seeds = len(learner.curriculum) + 1, len(config.seed_list())
     needed = tensor_bytes(tensors(learner.model)) * states * seeds
     free = shutil.disk_usage(Path(config.runs).expanduser().resolve()).free
     if needed > free:
         text = (
-            f"{states} snapshots of {seeds} seed(s) may take {size(needed)}, and {size(free)} are free in "
+            f"{states} snapshots of {counted(seeds, 'seed')} may take {size(needed)}, and {size(free)} are free in "
             f"{config.runs}: make room, choose another directory with runs=..., or leave it false"
         )
         raise UserError(text, key="evaluate.snapshots", seen=needed, allowed=free)

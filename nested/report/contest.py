@@ -30,9 +30,10 @@ def page(record: Json, out: Path) -> Path:
     for name, figure, description in _figures(record, measure):
         save_png(figure, out.parent / "figures" / f"{name}.png")
         panels.append(inline_svg(figure, name, description))
+    rates = ", ".join(f"{factor:g}" for factor in record["factors"])
     return render(
         "contest.html.j2", out, title=f"Contest: {record['candidate']} on {record['stream']}", record=record,
-        measure=measure, panels=panels, arms=summary(record), points=points(record), who=who(record),
+        measure=measure, panels=panels, rates=rates, arms=summary(record), points=points(record), who=who(record),
         configs=configs(record), costs=costs(record), spent=seconds(record["train_seconds"]),
         absent=_plain(("control", "why"), [(a["title"], a["why"]) for a in record["absent"]]),
     )  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from nested.report.records import Run
-from nested.report.wording import NONE, count, listed, steps
+from nested.report.wording import NONE, count, counted, listed, steps
 
 BITS = "bits per byte"
 TOLD = 3  # differences in a label; more are in the table of configs alone
@@ -16,7 +17,7 @@ UNTOLD = ("label", "runs", "seed", "data.", "tracking", "checkpoint.", "trainer.
 
 
 class Member(NamedTuple):
-    """A run with its colour, the same for equal labels in every group; equal labels in one group tell what differs."""
+    """A run with a colour and a label of its own: equal labels tell what differs, in another group the stream."""
 
     run: Run
     slot: int
@@ -54,7 +55,7 @@ class Group:
     def title(self) -> str:
         """The stream in words."""
         scenario = f", {self.first.scenario} scenario" if self.first.scenario else ""
-        return f"{self.first.stream}{scenario}, {self.first.n} experience{'s' * (self.first.n != 1)}{self.distinction}"
+        return f"{self.first.stream}{scenario}, {counted(self.first.n, 'experience')}{self.distinction}"
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
@@ -70,10 +71,37 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
             order.append(home)
         home.runs.append(run)
         home.digests |= digests(run)
-    colours: dict[tuple[str, int], int] = {}
-    groups = [_group(h.runs, colours) for h in order]
+    groups = _apart([_group(h.runs) for h in order])
     titles = Counter(g.title for g in groups)
     return [replace(g, distinction=_distinction(g)) if titles[g.title] > 1 else g for g in groups]
+
+
+def _apart(groups: Sequence[Group]) -> list[Group]:
+    """The groups with a colour for every member, and with the stream in a label that another group has, too."""
+    slots = itertools.count()
+    there = Counter(label for g in groups for label in {m.run.label for m in g.members})
+
+    def own(m: Member, stream: str) -> Member:
+        return Member(m.run, next(slots), f"{m.label}, {stream}" if there[m.run.label] > 1 else m.label)
+
+    streams = _streams([g.first for g in groups])
+    return [replace(g, members=tuple(own(m, stream) for m in g.members)) for g, stream in zip(groups, streams)]
+
+
+def _streams(runs: Sequence[Run]) -> list[str]:
+    """A few words for the stream of each run: the first thing in which all differ, else all in which some do."""
+    settings = [{k: v for k, v in r.config.items() if k.startswith("stream.")} for r in runs]
+    keys = [k for k in varied(settings) if not k.endswith("_target_")][:TOLD]
+    facts = [
+        (
+            r.stream, f"{r.scenario or 'no'} scenario", counted(r.n, "experience"), r.measure,
+            *(f"{k}={_value(r, k)}" for k in keys), f"data {next(iter(digests(r).values()), NONE)[:8]}",
+        )
+        for r in runs
+    ]  # fmt: skip
+    columns = [column for column in zip(*facts) if len(set(column)) > 1]
+    words = next((c for c in columns if len(set(c)) == len(runs)), [", ".join(row) for row in zip(*columns)])
+    return list(words) if len(set(words)) == len(runs) else [f"stream {k + 1}" for k in range(len(runs))]
 
 
 @dataclass
@@ -115,16 +143,11 @@ def text_of(datasets: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{words} {about[name]}" for name, words in names.items() if name in about)
 
 
-def _group(runs: Sequence[Run], colours: dict[tuple[str, int], int]) -> Group:
-    seen: Counter[str] = Counter()
+def _group(runs: Sequence[Run]) -> Group:
     labels = labelled(runs)
-    repeated = {label for label, k in Counter(labels).items() if k > 1}
-    members = []
-    for run, label in zip(runs, labels):
-        slot = colours.setdefault((label, seen[label]), len(colours))
-        seen[label] += 1
-        members.append(Member(run, slot, f"{label} [{run.run_id}]" if label in repeated else label))
-    return Group(tuple(members))
+    there = Counter(labels)
+    told = (f"{label} [{run.run_id}]" if there[label] > 1 else label for run, label in zip(runs, labels))
+    return Group(tuple(Member(run, slot, label) for slot, (run, label) in enumerate(zip(runs, told))))
 
 
 def labelled(runs: Sequence[Run]) -> list[str]:

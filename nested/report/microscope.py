@@ -225,7 +225,15 @@ def grid(found: Json) -> Grid:
     for title, name in (("all together", "total"), *((("interaction", "interaction"),) if not found["exact"] else ())):
         cells = [c for what in asked for c in (_cell(found, ("average", what, name)), *[Cell("")] * (len(kinds) - 1))]
         rows.append((Cell(title, head=True), *cells, *blank_cells))
-    return Grid(tuple(head), tuple(rows), "Means over experiences ± 95 percent interval over seeds.")
+    return Grid(tuple(head), tuple(rows), _judged(found, bool(ticks)))
+
+
+def _judged(found: Json, ticks: bool) -> str:
+    """What the numbers of the table are of."""
+    seeds = len(found["seeds"])
+    spread = f" ± 95 percent interval over {seeds} seeds" if seeds > 1 else " of one seed, hence no interval"
+    apart = f" (around a tick: on {found['ticks_part']} data)" if ticks and found["ticks_part"] != found["part"] else ""
+    return f"Judged on {found['part']} data{apart}: means over experiences{spread}."
 
 
 def _name(found: Json, player: str) -> str:

@@ -42,33 +42,35 @@ def paired(run: Run, baseline: Run, metric: str) -> Pair | None:
 def baselines(groups: Sequence[Group], name: str | None) -> list[Member]:
     """The baseline of every group: the one that `name` (an id, a label, a beginning) means, else the first.
 
-    Raises UserError for a name that means none of them, or several in one group.
+    Raises UserError for a name that means none of them, or several.
     """
-    found = [_called(group, name) if name else [] for group in groups]
-    if name and not any(found):
-        there = [m.label for g in groups for m in g.members]
+    members = [m for g in groups for m in g.members]
+    found = _called(members, name) if name else []
+    if name and not found:
+        there = [m.label for m in members]
         text = f"{name!r} is not among what is compared: {'; '.join(there[:8])}{nearest(name, there)}"
         raise UserError(text, key="--baseline", seen=name, allowed=there)
-    for hits in found:
-        if len(hits) > 1:
-            labels = [m.label for m in hits]
-            text = f"{name!r} begins {len(hits)} of them: {'; '.join(labels[:5])}; give more of it"
-            raise UserError(text, key="--baseline", seen=name, allowed=labels)
-    return [hits[0] if hits else group.members[0] for group, hits in zip(groups, found)]
+    if len(found) > 1:
+        labels = [m.label for m in found]
+        text = f"{name!r} means {len(found)} of them: {'; '.join(labels[:5])}; give one of these, or the id of a run"
+        several = "; without --baseline it is the first that is named of each stream" if len(groups) > 1 else ""
+        raise UserError(text + several, key="--baseline", seen=name, allowed=labels)
+    return [next((m for m in g.members if m in found), g.members[0]) for g in groups]
 
 
-def _called(group: Group, name: str) -> list[Member]:
-    """The members that a name means: exactly, else by their beginning."""
+def _called(members: Sequence[Member], name: str) -> list[Member]:
+    """Those that a name means: exactly, else by their beginning."""
 
     def names(member: Member) -> list[str]:
         return [
             member.label,
+            member.run.label,
             *(r.run_id for r in member.run.directories),
             *(str(r.path) for r in member.run.directories),
         ]
 
-    exact = [m for m in group.members if name.rstrip("/") in names(m)]
-    return exact or [m for m in group.members if any(n.startswith(name) for n in names(m))]
+    exact = [m for m in members if name == m.label] or [m for m in members if name.rstrip("/") in names(m)]
+    return exact or [m for m in members if any(n.startswith(name) for n in names(m))]
 
 
 def table(group: Group, baseline: Member) -> Grid | None:

@@ -21,7 +21,7 @@ from nested.report.inline import inline_svg, save_png
 from nested.report.planes import Cloud, Point, forgetting_against_learning, score_against_cost
 from nested.report.records import Array, Run, mean_of, number, on_stream
 from nested.report.sweeps import Sweep, flops_of, front, span
-from nested.report.wording import every, heading, large, slug
+from nested.report.wording import counted, every, heading, large, slug
 
 BARS = 48  # more levels than this are in the table alone
 POINTS = 400  # of a curve; longer ones are averaged
@@ -55,6 +55,11 @@ def draw(group: Group, lines: Sequence[Sweep], shown: Group, folder: Path, key: 
         "anytime": [*_anytime_together(shown, panel), *_anytime(shown, panel)],
         "levels": list(_levels(shown, panel)) if shown is group else [],
     }
+
+
+def mean_over(seeds: int) -> str:
+    """What a figure shows, in words."""
+    return f"mean of {counted(seeds, 'seed')}"
 
 
 def _drawable(group: Group) -> Iterator[tuple[Run, int, str, Array, str]]:
@@ -136,7 +141,7 @@ def _matrices(group: Group, panel: Draw) -> Iterator[str]:
         columns = run.experiences if run.n <= CELLS else ()
         mean = matrices.mean(0)
         figure = heat_map(mean, columns, limits, label, group.measure, group.lower, run.single_fit)
-        yield panel(f"matrix-{name}", figure, f"Matrix of {label}, mean of {len(matrices)} seed(s)")
+        yield panel(f"matrix-{name}", figure, f"Matrix of {label}, {mean_over(len(matrices))}")
 
 
 def _positions(group: Group, panel: Draw) -> Iterator[str]:
@@ -145,7 +150,7 @@ def _positions(group: Group, panel: Draw) -> Iterator[str]:
             continue
         columns = run.experiences if run.n <= CELLS else ()
         figure = heat_map(run.positions.mean(0), columns, (0.0, 1.0), label, RIGHT, False, run.single_fit)
-        yield panel(f"positions-{name}", figure, f"Share of {RIGHT} of {label}, mean of {len(run.positions)} seed(s)")
+        yield panel(f"positions-{name}", figure, f"Share of {RIGHT} of {label}, {mean_over(len(run.positions))}")
 
 
 def _frozen(group: Group, panel: Draw) -> Iterator[str]:
@@ -157,7 +162,7 @@ def _frozen(group: Group, panel: Draw) -> Iterator[str]:
         columns = run.experiences if run.n <= CELLS else ()
         word = f"{group.measure}, frozen"
         figure = heat_map(run.frozen.mean(0), columns, limits, label, word, group.lower, run.single_fit)
-        yield panel(f"frozen-{name}", figure, f"Matrix of {label}, frozen, mean of {len(run.frozen)} seed(s)")
+        yield panel(f"frozen-{name}", figure, f"Matrix of {label}, frozen, {mean_over(len(run.frozen))}")
 
 
 def _training(group: Group, panel: Draw) -> Iterator[str]:
@@ -255,7 +260,7 @@ def _anytime(group: Group, panel: Draw) -> Iterator[str]:
                 ticks.setdefault(moment[6:], []).append(at)
         marks = {level: np.array(at) for level, at in ticks.items()}
         figure = figures.anytime(step, scores.mean(0), experience, marks, label, slot, group.measure)
-        yield panel(f"anytime-{name}", figure, f"Anytime {group.measure}, {label}, mean of {len(scores)} seed(s)")
+        yield panel(f"anytime-{name}", figure, f"Anytime {group.measure}, {label}, {mean_over(len(scores))}")
 
 
 def _anytime_together(group: Group, panel: Draw) -> Iterator[str]:

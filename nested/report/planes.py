@@ -94,7 +94,8 @@ def _plane(clouds: Sequence[Cloud]) -> tuple[Any, Any, tuple[list[Any], list[str
     width, height = (5.4, 3.7) if sum(len(c.points) for c in clouds) > 1 else (4.2, 3.2)
     figure, axes = blank(width, height + legend_height(labels, width))
     axes.margins(0.12)
-    return figure, axes, ([_draw(axes, cloud) for cloud in clouds], labels)
+    drawn = [_draw(axes, cloud) for cloud in reversed(clouds)]  # what comes first is what all is compared with: on top
+    return figure, axes, (drawn[::-1], labels)
 
 
 def _draw(axes: Any, cloud: Cloud) -> Any:
@@ -145,4 +146,5 @@ def _logarithmic(axes: Any) -> None:
 def _better(axes: Any, words: str, left: bool, below: bool = True) -> None:
     place = (0.015 if left else 0.985, 0.02 if below else 0.98)
     aligned = {"ha": "left" if left else "right", "va": "bottom" if below else "top"}
-    axes.annotate(words, place, xycoords="axes fraction", color=MUTED, fontsize=9, **aligned)
+    paper = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
+    axes.annotate(words, place, xycoords="axes fraction", color=MUTED, fontsize=9, bbox=paper, **aligned)

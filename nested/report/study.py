@@ -21,8 +21,9 @@ from nested.report.study_figures import (
 )
 from nested.report.tables import Cell, Grid
 from nested.report.trials import ENDED, Study, Trial
-from nested.report.wording import NONE, large, seconds
+from nested.report.wording import NONE, counted, large, seconds, short
 
+REM = 6.4  # of the page for an inch of a figure: text is as large in all
 SURE = 50  # whole trials, for importances that are more than a hint
 STATES = (*ENDED, "running", "waiting")
 SCORES = ("learning_acc", "acc", "forgetting")  # beside the objectives: forgetting is never read alone
@@ -30,8 +31,9 @@ SCORES = ("learning_acc", "acc", "forgetting")  # beside the objectives: forgett
 
 def page(study: Study, out: Path) -> Path:
     """Write the page to `out`, and its figures as PNGs to `figures/` beside it; returns `out`."""
-    panels = {}
+    panels, widths = {}, {}
     for name, figure, description in _figures(study):
+        widths[name] = round(REM * figure.get_figwidth(), 1)
         save_png(figure, out.parent / "figures" / f"{name}.png")
         panels[name] = inline_svg(figure, name, description)
     return render(
@@ -42,6 +44,7 @@ def page(study: Study, out: Path) -> Path:
         tiles=_tiles(study),
         notes=notes(study),
         panels=panels,
+        widths=widths,
         planes=[panels[f"plane-{x}"] for x, _ in _planes(study)],
         trials=grid(study),
         settings=_plainly(dict(study.settings)),
@@ -87,7 +90,7 @@ def grid(study: Study) -> Grid:
         rows.append(
             (
                 Cell(f"{t.number}{_mark(study, t)}", t.number, head=True),
-                Cell(t.state + (", over budget" if t.over_budget else "")),
+                Cell(_state(t)),
                 *(Cell(_short(v), v) for v in values),
                 *(Cell(_short(v := t.summary.get(s)), v) for s in beside),
                 *(_param(t, p) for p in paths),
@@ -112,6 +115,11 @@ def _mark(study: Study, trial: Trial) -> str:
     return f" ({', '.join(marks)})" if marks else ""
 
 
+def _state(trial: Trial) -> str:
+    same = "" if trial.same is None else f", as trial {trial.same}"
+    return trial.state + same + (", over budget" if trial.over_budget else "")
+
+
 def _param(trial: Trial, path: str) -> Cell:
     value = trial.params.get(path)
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -119,7 +127,7 @@ def _param(trial: Trial, path: str) -> Cell:
 
 
 def _short(value: Any) -> str:
-    return NONE if value is None else f"{value:.4g}" if isinstance(value, float) else tables.plain(value)
+    return NONE if value is None else short(value) if isinstance(value, float) else tables.plain(value)
 
 
 def notes(study: Study) -> list[str]:
@@ -137,6 +145,10 @@ def notes(study: Study) -> list[str]:
     if study.budget:
         bounds = ", ".join(f"{name} at most {bound:.4g} for each seed" for name, bound in study.budget.items())
         said.append(f"Trials over the budget ({bounds}) can be neither best nor on the front.")
+    if again := [t.number for t in study.trials if t.deaths]:
+        said.append(f"Taken up again because a worker died: {_numbered(again)}.")
+    if same := [t.number for t in study.trials if t.same is not None]:
+        said.append(f"Not run, having the values of an earlier trial and with them its numbers: {_numbered(same)}.")
     if len(study.axes) > MOST_AXES:
         said.append(f"Figures show the first {MOST_AXES} of {len(study.axes)} dimensions; the table has all.")
     if study.importances and len(study.done) < SURE:
@@ -144,6 +156,10 @@ def notes(study: Study) -> list[str]:
     if len(study.done) > 1 and not study.importances:
         said.append("Too few whole trials, or values too equal, to say how much each dimension matters.")
     return said
+
+
+def _numbered(trials: list[int]) -> str:
+    return f"{counted(len(trials), 'trial')} ({', '.join(map(str, trials))})"
 
 
 def _tiles(study: Study) -> list[tuple[str, str]]:

@@ -164,7 +164,8 @@ def importances(study: Study) -> Any:
         axes.set_yticks(range(len(order)), [shorten(p, 26) for p in order], color=INK)
         axes.grid(axis="y", visible=False)
         axes.set_xlim(0, max(1e-6, *shares.values()) * 1.2)
-        axes.set_xlabel(f"importance for {name}")
+        axes.set_xlabel("importance")
+        axes.set_title(name)
     return figure
 
 
@@ -197,7 +198,7 @@ def slices(study: Study) -> Any:
 
 def _scale(axis: Any, axes: Any, dimension: Axis) -> None:
     """The ticks of a dimension: its choices, or plain numbers, logarithmic where it is searched so."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     if dimension.choices is not None:
         axis.set_ticks(range(len(dimension.choices)), [shorten(str(c), 12) for c in dimension.choices])
@@ -208,7 +209,7 @@ def _scale(axis: Any, axes: Any, dimension: Axis) -> None:
         low, high = axes.get_xlim()
         fine = LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4)
         axis.set_major_locator(LogLocator(numticks=5) if high > 300 * low else fine)
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(MaxNLocator(5, integer=dimension.whole))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value) if value >= 1e4 else f"{value:g}"))

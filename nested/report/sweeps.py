@@ -16,7 +16,7 @@ from typing import Any
 from nested.report.groups import UNTOLD, Group, Member, labelled
 from nested.report.records import mean_of
 from nested.report.tables import Cell, Grid, plain, rank
-from nested.report.wording import NONE, heading, large, listed, score
+from nested.report.wording import NONE, counted, heading, large, listed, score
 
 RATES = ("lr", "lr_scale", "lr_ratio", "eta")
 PERIODS = ("period_steps", "chunk_tokens", "base", "ratio")
@@ -100,7 +100,8 @@ def remarks(lines: Sequence[Sweep]) -> list[str]:
         ]
     few = [line for line in lines if line.keys and len(line.members) < ENOUGH]
     return [
-        f"{listed([line.label])} has {len(line.members)} points of {line.name}: a frontier needs at least {ENOUGH}."
+        f"{listed([line.label])} has {counted(len(line.members), 'point')} of {line.name}: "
+        f"a frontier needs at least {ENOUGH}."
         for line in few[:MANY]
     ]
 

@@ -45,6 +45,8 @@ class Trial:
     seconds: float | None = None  # of the clock, evaluation included
     over_budget: bool = False
     reason: str | None = None  # of one that failed
+    deaths: int = 0  # workers that died on it
+    same: int | None = None  # the earlier trial of the same values whose numbers it has, not run again
 
 
 @dataclass(frozen=True)

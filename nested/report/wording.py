@@ -54,6 +54,16 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 draw`, `12 draws`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def short(value: float) -> str:
+    """Four figures; what rounding has left of a zero is one."""
+    return f"{0.0 if abs(value) < 1e-12 else value:.4g}"
+
+
 def every(period: float | None, unit: str) -> str:
     """How often a level learns: `step`, `8 steps`, `4 tokens`."""
     return NONE if period is None else unit if period == 1 else f"{period:,.0f} {unit}s"

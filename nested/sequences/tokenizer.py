@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nested.errors import UserError
+from nested.errors import UserError, install
 
 KEY = "stream.tokenizer"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes one
@@ -32,7 +32,7 @@ class TokenizerFile:
 
     def __init__(self, file: Path):
         if importlib.util.find_spec("tokenizers") is None:
-            text = "a tokenizer file needs the package tokenizers: pip install 'nested-cl[text]'; null reads bytes"
+            text = f"a tokenizer file needs the package tokenizers: {install('text')}; null reads bytes"
             raise UserError(text, key=KEY, seen=str(file), allowed=[None])
         from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
 

@@ -16,6 +16,7 @@ from nested import rundir
 from nested.config import from_dict, read_override
 from nested.continuing import FREE, config_difference, told
 from nested.errors import UserError
+from nested.report.wording import counted
 from nested.settings import Config
 from nested.signature import checked, value_of
 from nested.tuning import recipe, search, worth
@@ -27,6 +28,7 @@ from nested.tuning.study import Study
 from nested.tuning.worth import Stream
 
 RECORD = "best.json"
+ITSELF = "The best trial is the defaults themselves: the search found nothing better."
 Say = search.Say
 
 
@@ -76,8 +78,10 @@ def best(words: Sequence[str], config_dir: str | None, say: Say) -> Worth:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(search.GO_ON) from None
     sentence = worth.sentence(study, streams)
+    if any(arm.key == "defaults" for arm in arms) and not worth.shown_better(streams[0]):
+        notes.append("Not shown to be better than the defaults: the recipe is written all the same, and says so.")
     paths = [
-        recipe.write(path, arm.config([], False), _said(study, arm, k, streams[0]), study.name)
+        recipe.write(path, arm.config([], False), _said(study, arm, k, streams), study.name)
         for k, (path, arm) in enumerate(zip(names, tuned))
     ]
     found = Worth(study, sentence, tuple(streams), tuple(paths), tuple(dict.fromkeys(notes)), unsent)
@@ -133,7 +137,7 @@ def default(study: Study) -> int | None:
 
 def _tuned(study: Study, trials: Sequence[Any], notes: list[str]) -> list[Arm]:
     if trials[0].number == default(study):
-        notes.append("The best trial is the defaults themselves: the search found nothing better.")
+        notes.append(ITSELF)
     trials = [trials[0], *(t for t in trials[1:] if t.number != default(study))]
     return [Arm(f"tuned, trial {t.number}", f"trial-{t.number:04d}", study.request, t.params, t.number) for t in trials]
 
@@ -160,7 +164,7 @@ def _on(
             continue
         problems += [f"{arm.name} on {name}: {p}" for p in result["problems"]]
         runs = {r["seed"]: r for r in result["runs"] if r["status"] == "done" and r["seed"] in seeds}
-        say(f"{arm.name} on {name}: {len(runs)} of {len(seeds)} seeds, {path.name}")
+        say(f"{arm.name} on {name}: {len(runs)} of {counted(len(seeds), 'seed')}, {path.name}")
         found.append(worth.Outcome(arm.name, path.name, runs))
     return Stream(name, choice is not None, seeds, tuple(found), study.objective), problems
 
@@ -193,15 +197,17 @@ def _run(config: Config, path: Path, say: Say) -> dict[str, Any]:
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def _said(study: Study, arm: Arm, k: int, stream: Stream) -> list[str]:
-    """The comment of a recipe: what it is, and what it was worth."""
+def _said(study: Study, arm: Arm, k: int, streams: Sequence[Stream]) -> list[str]:
+    """The comment of a recipe: what it is, what it came to, and what it was worth beside the others."""
     choice = ("the best", "the second best", "the third best")[k]
     if not study.objective.single:
         choice = ("on the front, nearest to the best of everything,", *(f"best in {n}" for n in study.objective.names))[
             k
         ]
-    first = f"Trial {arm.trial} of the study {study.name}: {choice} of {study.n_trials} trials on validation data."
-    return [first, *worth.measured(stream, arm.name)]
+    of = counted(study.n_trials, "trial")
+    first = f"Trial {arm.trial} of the study {study.name}: {choice} of {of} on validation data."
+    itself = [ITSELF] if arm.trial == default(study) else []
+    return [first, *itself, *worth.measured(streams[0], arm.name), *worth.compared(study, streams, arm.name)]
 
 
 def recorded(path: Path) -> Any:

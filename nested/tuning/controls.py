@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nested.config import composer
 from nested.errors import UserError
+from nested.report.wording import counted
 from nested.settings import Config, Seed
 from nested.tuning import search
 from nested.tuning.choice import chosen
@@ -73,7 +74,7 @@ def one_level(
         control = search.named(wanted.single, study.path.parent)
     else:
         asked = replace(single(study), workers=workers)
-        say(f"one level, tuned with {asked.tune.n_trials} trials: {asked.tune.study}")
+        say(f"one level, tuned with {counted(asked.tune.n_trials, 'trial')}: {asked.tune.study}")
         try:
             control = search.pursue(asked, say).study
         except UserError as error:

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import socket
 
-from nested.errors import UserError
+from nested.errors import UserError, install
 from nested.tuning.study import Study
 
 HOST = "127.0.0.1"
@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 def check(port: int) -> None:
     """Raise UserError where optuna-dashboard is not installed, or the port is taken."""
     if importlib.util.find_spec("optuna_dashboard") is None:
-        text = "a study's dashboard needs the package optuna-dashboard: pip install 'nested-cl[dashboard]'"
+        text = f"a study's dashboard needs the package optuna-dashboard: {install('dashboard')}"
         raise UserError(text, key="--study", seen="optuna_dashboard", allowed=["nested report STUDY"])
     try:
         socket.create_server((HOST, port)).close()

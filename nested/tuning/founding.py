@@ -84,7 +84,8 @@ def create(
         "label": config.name(), "choices": config.choices,
     }  # fmt: skip
     record["request"]["tune"]["storage"] = record["storage"]
-    with held(path), _nothing_left(path):
+    alone = not path.parent.exists()
+    with held(path), _nothing_left(path, alone):
         if (path / RECORD).is_file():
             before = rundir.read_json(path / RECORD)
             _check_same(path.name, before, wanted, n_trials)
@@ -97,14 +98,20 @@ def create(
 
 
 @contextlib.contextmanager
-def _nothing_left(path: Path) -> Iterator[None]:
-    """Take what was made of a study away again where it does not come to be, if nothing else is in its directory."""
+def _nothing_left(path: Path, alone: bool) -> Iterator[None]:
+    """Take what was made of a study away again where it does not come to be, if nothing else is in its directory.
+
+    With it the directory of runs, if it was made for this study alone.
+    """
     there = {f.name for f in path.iterdir()} - {CLAIMS}
     try:
         yield
     except BaseException:
         if not there:
             shutil.rmtree(path)
+            if alone:
+                with contextlib.suppress(OSError):  # another run has begun there meanwhile
+                    path.parent.rmdir()
         elif RECORD not in there:
             (path / CLAIMS).unlink()
         raise

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nested.errors import NestedError, UserError
+from nested.errors import NestedError, UserError, install
 from nested.signature import locate
+from nested.stopping import terminable
 from nested.tuning import storage
 from nested.tuning.study import Study
-from nested.tuning.workers import RUNNER, Pulse, name_of_worker, stoppable, work
+from nested.tuning.workers import RUNNER, Pulse, name_of_worker, work
 
 if TYPE_CHECKING:
     from nested.tuning.settings import Launcher
@@ -30,7 +31,7 @@ class Job:
     runner: str = RUNNER
 
     def __call__(self) -> None:
-        with stoppable():
+        with terminable():
             work(Study(Path(self.path)), locate(self.runner, "runner"), name_of_worker())
 
     def checkpoint(self) -> Any:
@@ -43,7 +44,7 @@ class Job:
 def check(launcher: Launcher) -> None:
     """Raise UserError when jobs cannot be submitted from here."""
     if importlib.util.find_spec("submitit") is None:
-        text = "jobs need the package submitit: pip install 'nested-cl[cluster]'; or leave launcher out"
+        text = f"jobs need the package submitit: {install('cluster')}; or leave launcher out"
         raise UserError(text, key="launcher", seen=launcher.cluster)
     import submitit  # pyright: ignore[reportMissingImports]
 

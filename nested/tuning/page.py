@@ -13,7 +13,7 @@ from nested.report import trials as records
 from nested.report.records import number
 from nested.tuning import best, pruning, search
 from nested.tuning.choice import chosen
-from nested.tuning.study import Study
+from nested.tuning.study import DEATHS, SAME, Study
 from nested.tuning.trial import WORDS
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def _trial(study: Study, trial: FrozenTrial) -> records.Trial:
         seconds=(ended - begun).total_seconds() if begun and ended else None,
         over_budget=not pruning.within_budget(trial),
         reason=trial.user_attrs.get("reason"),
+        deaths=trial.user_attrs.get(DEATHS, 0),
+        same=trial.user_attrs.get(SAME),
     )
 
 

@@ -29,12 +29,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nested.errors import UserError
+from nested.report.wording import counted
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
     from nested.tuning.settings import Tune
 
+AT = "at/"
 Values = Sequence[float | None]
 
 
@@ -89,7 +91,8 @@ def check(tune: Tune, objectives: int, n_seeds: int) -> None:
     least = 2.0 ** -(n_seeds - 1)  # of the test with all seeds but the last
     if tune.pruner == "wilcoxon" and least >= tune.p_value:
         need = next(n for n in range(2, 99) if 2.0 ** -(n - 1) < tune.p_value)
-        text = f"{n_seeds} seeds can never reach p < {tune.p_value:g} before the last: {need} are needed, seeds={need}"
+        have = counted(n_seeds, "seed")
+        text = f"{have} can never reach p < {tune.p_value:g} before the last: {need} are needed, seeds={need}"
         raise UserError(text, key="tune.pruner", seen="wilcoxon", allowed=["median", "hyperband", "none"])
 
 
@@ -116,7 +119,7 @@ def so_far(told: Values, before: Values, place: int) -> list[float | None]:
 
 def at(step: int) -> str:
     """The user attribute that holds the values of a trial of several objectives at a step."""
-    return f"at/{step}"
+    return f"{AT}{step}"
 
 
 def reached(trials: Iterable[FrozenTrial], step: int) -> list[Any]:

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nested.errors import UserError
+from nested.errors import UserError, install
 from nested.tuning.space import Dimension
 
 if TYPE_CHECKING:
@@ -57,5 +57,5 @@ def check(tune: Tune, dimensions: Sequence[Dimension], objectives: int) -> None:
         text = "CMA-ES knows numbers only, and the space has none but choices; take tpe"
         raise UserError(text, key="tune.sampler", seen="cmaes", allowed=["tpe", "gp", "nsga2", "random", "grid"])
     if importlib.util.find_spec("cmaes") is None:
-        text = "CMA-ES needs the package cmaes: pip install 'nested-cl[cmaes]'"
+        text = f"CMA-ES needs the package cmaes: {install('cmaes')}"
         raise UserError(text, key="tune.sampler", seen="cmaes", allowed=["tpe", "gp", "nsga2", "random", "grid"])

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from nested import rundir
 from nested.config import flatten
 from nested.continuing import told
-from nested.errors import UserError
+from nested.errors import UserError, nearest
+from nested.report.wording import counted, short
 from nested.settings import Config
 from nested.signature import locate
 from nested.tuning import launcher, pruning, samplers, space, storage
 from nested.tuning.founding import create, difference, spec
 from nested.tuning.objective import Objective, objective
 from nested.tuning.settings import Request, request
-from nested.tuning.study import RECORD, REFUSED, Study
-from nested.tuning.workers import RUNNER, crewed, name_of_worker, stoppable, work
+from nested.tuning.study import DEATHS, RECORD, REFUSED, SAME, Study
+from nested.tuning.workers import RUNNER, crewed, name_of_worker, work
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -125,14 +126,11 @@ def _worked(study: Study, asked: Request, say: Say, runner: str) -> None:
     if study.finished():
         return
     if asked.launcher:
-        launched = launcher.launched
-        launched(study, asked.workers, asked.launcher, news.tell, runner)
+        launcher.launched(study, asked.workers, asked.launcher, news.tell, runner)
     elif asked.workers > 1:
-        with stoppable():
-            crewed(study, asked.workers, news.tell, runner)
+        crewed(study, asked.workers, news.tell, runner, say)
     else:
-        with stoppable():
-            work(study, locate(runner, "runner"), name_of_worker(), news.tell)
+        work(study, locate(runner, "runner"), name_of_worker(), news.tell)
     news.tell()
 
 
@@ -158,8 +156,7 @@ def join(path: Path, config_dir: str | None, say: Say, uri: str | None = None) -
     watched = replace(config.tracking, system_metrics=False)  # of the machine that the study's own command runs on
     with tracking.sender(study.path, watched, alone=False) as sender:
         try:
-            with stoppable():
-                work(study, locate(RUNNER, "runner"), name_of_worker(), News(study, say).tell)
+            work(study, locate(RUNNER, "runner"), name_of_worker(), News(study, say).tell)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(GO_ON) from None
         finally:
@@ -180,11 +177,17 @@ def place(words: Sequence[str]) -> tuple[str, str]:
 
 def named(name: str, runs: str | Path) -> Study:
     """A study by name, path, or the beginning of a name. Raises UserError with those there are."""
-    there = sorted(p.parent.name for p in Path(runs).expanduser().glob(f"*/{RECORD}"))
-    if not name:
-        text = f"a name is needed; studies in {runs}: {', '.join(there) or 'none'}"
-        raise UserError(text, key="study", seen=name, allowed=there)
-    return Study(rundir.find(name, runs))
+    root = Path(runs).expanduser()
+    there = sorted(p.parent.name for p in root.glob(f"*/{RECORD}"))
+    if name and any((p / "FORMAT").is_file() for p in (Path(name).expanduser(), root / name)):
+        return Study(rundir.find(name, runs))
+    begun = [n for n in there if name and n.startswith(name)]
+    if len(begun) == 1:
+        return Study(rundir.find(begun[0], runs))
+    said = f"no study {name!r}{nearest(name, there)}" if name else "a name is needed"
+    said = f"{name!r} begins {len(begun)} studies; give more of the name" if begun else said
+    text = f"{said}; studies in {runs}: {', '.join(begun or there) or 'none'}"
+    raise UserError(text, key="study", seen=name, allowed=there)
 
 
 class News:
@@ -206,10 +209,14 @@ def line(study: Study, trial: FrozenTrial) -> str:
     values = numbers(study, trial.values) if trial.state.name == "COMPLETE" else ""
     params = " ".join(f"{k}={_short(v)}" for k, v in trial.params.items())
     ended = {"COMPLETE": "", "FAIL": f"failed: {trial.user_attrs.get('reason')}"}
-    pruned = f"pruned after {reached(study, trial)} of {len(study.seeds) * study.experiences} experiences"
+    whole = counted(len(study.seeds) * study.experiences, "experience")
+    pruned = f"pruned after {reached(study, trial)} of {whole}"
     over = "" if pruning.within_budget(trial) else "over budget"
-    drawn = f"{refused(trial)} draws could not be run" if refused(trial) else ""
-    parts = (f"trial {trial.number}", values, params, drawn, ended.get(trial.state.name, pruned), over)
+    drawn = f"{counted(refused(trial), 'draw')} could not be run" if refused(trial) else ""
+    same = f"the same values as trial {trial.user_attrs[SAME]}, not run" if SAME in trial.user_attrs else ""
+    deaths = trial.user_attrs.get(DEATHS, 0)
+    died = f"taken up again, {counted(deaths, 'worker')} died on it" if deaths else ""
+    parts = (f"trial {trial.number}", values, params, drawn, same, died, ended.get(trial.state.name, pruned), over)
     return "  ".join(p for p in parts if p)
 
 
@@ -220,7 +227,7 @@ def refused(trial: FrozenTrial) -> int:
 
 def reached(study: Study, trial: FrozenTrial) -> int:
     """Experiences, over all seeds, after which a trial was last looked at."""
-    steps = [*trial.intermediate_values, *(int(k[3:]) for k in trial.user_attrs if k.startswith("at/"))]
+    steps = [*trial.intermediate_values, *(int(k[3:]) for k in trial.user_attrs if k.startswith(pruning.AT))]
     each = study.experiences if study.request.tune.pruner == "wilcoxon" else 1  # that is told of whole seeds
     return each * (max(steps, default=-1) + 1)
 
@@ -230,18 +237,19 @@ def numbers(study: Study, values: Sequence[float] | None) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return short(value) if isinstance(value, float) else str(value)
 
 
 def best(study: Study) -> tuple[FrozenTrial, ...]:
     """The best whole trial within the budget, or the Pareto front; none where there is no such."""
     seen = study.optuna()
     if not study.objective.single:
-        return tuple(seen.best_trials)
+        return tuple(t for t in seen.best_trials if SAME not in t.user_attrs)
     try:
-        return (seen.best_trial,)
+        found = seen.best_trial
     except ValueError:
         return ()
+    return (study.trials()[found.user_attrs.get(SAME, found.number)],)  # the one that was run
 
 
 def best_line(study: Study) -> str:
@@ -249,7 +257,7 @@ def best_line(study: Study) -> str:
     if not first:
         return "none whole yet" if not study.objective.budget else "none whole and within the budget yet"
     if not study.objective.single:
-        return f"Pareto front: trials {', '.join(str(t.number) for t in first)}"
+        return f"Pareto front: trial{'s' * (len(first) > 1)} {', '.join(str(t.number) for t in first)}"
     return f"best: trial {first[0].number}, {numbers(study, first[0].values)}"
 
 
@@ -266,10 +274,10 @@ def _not_run(study: Study) -> list[str]:
     trials, said = study.trials(), []
     if again := [t for t in trials if refused(t)]:
         n = sum(map(refused, again))
-        said.append(f"{n} draws could not be run, the first {again[0].user_attrs[REFUSED][1]}")
+        said.append(f"{counted(n, 'draw')} could not be run, the first {again[0].user_attrs[REFUSED][1]}")
     if failed := [t for t in trials if t.state.name == "FAIL"]:
         about = f"trial {failed[0].number} ({space.told(failed[0].params)}): {failed[0].user_attrs.get('reason')}"
-        said.append(f"{len(failed)} of {study.n_trials} trials failed, the first {about}")
+        said.append(f"{len(failed)} of {counted(study.n_trials, 'trial')} failed, the first {about}")
     return said
 
 
@@ -316,4 +324,4 @@ def show(study: Study) -> list[str]:
     counts = found(study).as_json()
     standing = ", ".join(f"{counts[s.lower()]} {s.lower()}" for s in STATES if counts[s.lower()])
     ended = [line(study, t) for t in study.trials("COMPLETE", "PRUNED", "FAIL")]
-    return [f"{study.name}: {counts['trials']} trials: {standing}", *ended, verdict(study)]
+    return [f"{study.name}: {counted(counts['trials'], 'trial')}: {standing}", *ended, verdict(study)]

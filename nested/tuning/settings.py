@@ -98,11 +98,15 @@ class Request:
 def request(words: Iterable[str], config_dir: str | Path | None = None) -> Request:
     """The command line in its two parts, checked. Raises UserError."""
     words = list(words)
-    mine = [w for w in words if re.match(r"(tune|workers|launcher)(?=[.=]|$)", w)]
+    mine = [w for w in words if re.match(r"\+*(tune|workers|launcher)(?=[.=]|$)", w)]
     values = dict(map(read_override, mine))
     choice = _choice(values.pop("tune", None), "tune", config_dir)
     launcher = _choice(values.pop("launcher", None), "launcher", config_dir)
     workers = value_of(values.pop("workers", 1), Count, "workers")
+    for word in values:
+        if not word.startswith("tune.") and (launcher is None or word.startswith("workers.")):
+            text = "nothing takes it: workers=4 stands alone, and launcher.KEY=VALUE beside launcher=slurm or local"
+            raise UserError(text, key=word, seen=values[word])
     section = _changed(_file("tune", choice, config_dir), _below(values, "tune"))
     if not section.get("space"):
         text = "nothing is searched; choose a space, such as tune=rate, or tune.space.optim.lr.low=0.01 and .high=1"
@@ -137,13 +141,18 @@ def _below(values: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 def _changed(section: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A search with values replaced; a dimension is a path of its own, so `space.optim.lr.low` has two ends."""
-    space = dict(section.get("space") or {})
-    for path, value in values.items():
+    """A search with values replaced; a dimension is a path of its own, so `space.optim.lr.low` has two ends.
+
+    The space as a whole comes before its dimensions, wherever it stands. Raises UserError for what would be dropped.
+    """
+    space = {k: v for k, v in (section.get("space") or {}).items() if v is not None}
+    for path, value in sorted(values.items(), key=lambda item: item[0] != "space"):
         head, _, rest = path.partition(".")
+        if path == "space":
+            space = dict(_section(value, "tune.space"))
+            continue
         if not rest:
             section[head] = value
-            space = dict(value or {}) if head == "space" and isinstance(value, Mapping | None) else space
             continue
         if head == "budget":
             section[head] = {**(section.get(head) or {}), rest: value}
@@ -151,11 +160,22 @@ def _changed(section: dict[str, Any], values: Mapping[str, Any]) -> dict[str, An
         if head != "space":
             raise unknown("key", f"tune.{path}", [f"tune.{name}" for name in arguments(Tune)])
         dimension, _, bound = rest.rpartition(".")
-        if isinstance(value, Mapping) or value is None:
+        if value is None and rest in space:
+            del space[rest]
+        elif isinstance(value, Mapping):
             space[rest] = value
         elif bound in BOUNDS and dimension:
-            space[dimension] = {**(space.get(dimension) or {}), bound: value}
+            bounds = {**_section(space.get(dimension), f"tune.space.{dimension}"), bound: value}
+            space[dimension] = {k: v for k, v in bounds.items() if v is not None}
         else:
             text = f"{value!r} is not allowed; write tune.space.{rest}.low=1 and .high=8, or .choices=[1,2]"
             raise UserError(text, key=f"tune.space.{rest}", seen=value, allowed=list(BOUNDS))
-    return {**section, "space": {k: v for k, v in space.items() if v is not None}}
+    return {**section, "space": space}
+
+
+def _section(value: Any, key: str) -> Mapping[str, Any]:
+    """A part of a space, empty where there is none yet. Raises UserError for what is no section."""
+    if value is not None and not isinstance(value, Mapping):
+        text = f"{value!r} is not allowed; write tune.space.optim.lr.low=0.01 and .high=1, or .choices=[0.1,1]"
+        raise UserError(text, key=key, seen=value, allowed=list(BOUNDS))
+    return value or {}

@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nested.errors import UserError
+from nested.errors import UserError, install
 from nested.tracking import shown
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _postgresql(uri: str) -> BaseStorage:
     from optuna.storages import RDBStorage, get_storage
 
     if importlib.util.find_spec("psycopg2") is None:
-        text = "PostgreSQL needs the package psycopg2: pip install 'nested-cl[postgres]'"
+        text = f"PostgreSQL needs the package psycopg2: {install('postgres')}"
         raise UserError(text, key="tune.storage", seen=shown(uri))
     driver = re.sub(r"^postgresql://", "postgresql+psycopg2://", uri)
     options = {"connect_args": {"connect_timeout": PATIENCE}, "pool_pre_ping": True}

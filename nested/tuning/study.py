@@ -39,6 +39,8 @@ CLAIMS = ".claims"  # the file that is locked
 AHEAD = 8  # slots that wait: every look at the trials reads all of them, and thousands would slow down each report
 DRAWS = 100  # of one trial's values, until some can be run
 REFUSED = "refused"  # the user attribute of a trial: how many draws could not be run, and the first with the reason
+DEATHS = "deaths"  # the user attribute of a trial: how many workers died on it
+SAME = "same_as"  # the user attribute of a trial: the earlier one whose numbers it has
 MOST_DEATHS = 5  # workers that may die on one trial before it counts as failed
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)  # of a disk without them, where SQLite does not work either
 
@@ -195,9 +197,9 @@ class Study:
             trial = self.storage.get_trial(trial_id)
             if trial.state.name != "RUNNING" or trial.user_attrs.get("worker") != worker:
                 return False
-            deaths = int(trial.user_attrs.get("deaths", 0)) + died
+            deaths = int(trial.user_attrs.get(DEATHS, 0)) + died
             if died:
-                self.storage.set_trial_user_attr(trial_id, "deaths", deaths)
+                self.storage.set_trial_user_attr(trial_id, DEATHS, deaths)
             if deaths >= MOST_DEATHS:
                 reason = f"{deaths} workers died on it"
                 self.storage.set_trial_user_attr(trial_id, "reason", reason)
@@ -205,11 +207,10 @@ class Study:
             self.storage.set_trial_state_values(trial_id, _states(state)[0])
             return True
 
-    def put_back_all(self, worker: str) -> None:
-        """Let everything wait again that a worker had in hand when it died."""
-        for trial in self.trials("RUNNING"):
-            if trial.user_attrs.get("worker") == worker:
-                self.put_back(trial._trial_id, worker, died=True)
+    def put_back_all(self, worker: str) -> list[int]:
+        """Let everything wait again that a worker had in hand when it died; returns the trials' numbers."""
+        held = [t for t in self.trials("RUNNING") if t.user_attrs.get("worker") == worker]
+        return [t.number for t in held if self.put_back(t._trial_id, worker, died=True)]
 
     def tell(
         self,

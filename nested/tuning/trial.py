@@ -18,10 +18,10 @@ from nested.settings import Config
 from nested.tuning import pruning
 from nested.tuning.objective import Unavailable, mean
 from nested.tuning.space import override
-from nested.tuning.study import Study
+from nested.tuning.study import SAME, Study
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
+    from optuna.trial import FrozenTrial, Trial
 
 UNEXPECTED = "unexpected"
 WORDS = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
@@ -65,7 +65,9 @@ def run(study: Study, trial: Trial, worker: str, runner: Runner) -> str:
     events.event("start", run_id=study.name, label=study.record["label"], trial=trial.number)
     events.event("params", values=params)
     events.event("tags", values={**study.record["choices"], "study": study.name, "trial": trial.number})
-    state, values, reason = _attempt(study, trial, params, events, runner)
+    twin = _twin(study, params)
+    ended = _taken(study, trial, twin, events) if twin else _attempt(study, trial, params, events, runner)
+    state, values, reason = ended
     told = dict(zip(study.objective.names, values or []))
     more = {"problem": reason} if reason else {}
     events.event("end", status=WORDS[state], values={f"objective/{k}": v for k, v in told.items()}, **more)
@@ -82,6 +84,31 @@ def _check_free(path: Path) -> None:
 
 
 Ended = tuple[str, list[float] | None, str | None]
+
+
+def _twin(study: Study, params: Mapping[str, Any]) -> FrozenTrial | None:
+    """A whole trial of these values, that has run: under the same seeds it has the same numbers, but for the clock."""
+    if "seconds" in (*study.objective.names, *study.objective.budget):
+        return None
+    ran = (t for t in study.trials("COMPLETE") if SAME not in t.user_attrs)
+    return next((t for t in ran if t.params == params), None)
+
+
+def _taken(study: Study, trial: Trial, twin: FrozenTrial, events: SeedDir) -> Ended:
+    """What an earlier trial of the same values came to, as this one's: nothing is run."""
+    trial.set_user_attr(SAME, twin.number)
+    for name, value in twin.user_attrs.items():
+        if name == "summary" or name.startswith(pruning.AT):
+            trial.set_user_attr(name, value)
+    for name, excess in twin.constraints.items():
+        if name not in trial.constraints:
+            trial.set_constraint(name, excess)
+    for step in twin.intermediate_values.keys() - study.storage.get_trial(trial._trial_id).intermediate_values.keys():
+        trial.report(twin.intermediate_values[step], step)
+    for event in rundir.read_events(study.directory(twin.number) / "events.jsonl"):
+        if event["event"] == "metrics":
+            events.metrics(event["step"], event["values"])
+    return "COMPLETE", list(twin.values), None
 
 
 def _attempt(study: Study, trial: Trial, params: Mapping[str, Any], events: SeedDir, runner: Runner) -> Ended:
@@ -139,17 +166,17 @@ class Watch:
         known = {k: v for k, v in values.items() if isinstance(v, int | float) and k != "experience"}
         self.events.metrics(step, known)
         told = self.study.objective.so_far(values)
-        tune = self.study.request.tune
+        tune, last = self.study.request.tune, step == n * len(self.study.seeds) - 1  # then nothing is left to spare
         if self.study.objective.single and tune.pruner == "wilcoxon":
             if values["experience"] == n - 1:
-                self._report(place, told[0])  # one value for each seed
+                self._report(place, told[0], last)  # one value for each seed
             return
         before = self._at(place * n - 1) if place else []
         told = pruning.so_far(told, before, place)
         if self.study.objective.single:
-            self._report(step, told[0])
+            self._report(step, told[0], last)
         else:
-            self._compare(step, told)
+            self._compare(step, told, last)
 
     def _at(self, step: int) -> list[float | None]:
         """What was reported at a step before."""
@@ -157,19 +184,19 @@ class Watch:
             return [self.reported.get(step)]
         return self.trial.user_attrs[pruning.at(step)]
 
-    def _report(self, step: int, value: float | None) -> None:
+    def _report(self, step: int, value: float | None, last: bool) -> None:
         if value is None:
             return
         if step not in self.reported:  # else a run that goes on says again what it said
             self.trial.report(value, step)
             self.reported[step] = value
-        if self.trial.should_prune():
+        if not last and self.trial.should_prune():
             raise Pruned(f"step {step}")
 
-    def _compare(self, step: int, values: list[float | None]) -> None:
+    def _compare(self, step: int, values: list[float | None], last: bool) -> None:
         self.trial.set_user_attr(pruning.at(step), values)
         tune = self.study.request.tune
-        if tune.pruner == "none" or step < pruning.warmup(tune, self.study.experiences, len(self.study.seeds)):
+        if last or tune.pruner == "none" or step < pruning.warmup(tune, self.study.experiences, len(self.study.seeds)):
             return
         others = pruning.reached(self.study.trials("COMPLETE", "PRUNED"), step)
         if pruning.dominated(values, others, self.study.objective.directions, tune):

@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from nested.errors import NestedError
 from nested.signature import locate
+from nested.stopping import terminable
 from nested.tuning.study import Study
 from nested.tuning.trial import Busy, Runner, run
 
@@ -116,8 +116,8 @@ def _beating(study: Study, worker: str) -> Iterator[None]:
 class Crew:
     """So many worker processes, one that is killed being replaced."""
 
-    def __init__(self, study: Study, n: int, runner: str = RUNNER):
-        self.study, self.runner = study, runner
+    def __init__(self, study: Study, n: int, runner: str = RUNNER, say: Callable[[str], None] = lambda _: None):
+        self.study, self.runner, self.say = study, runner, say
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.left = len(study.trials()) + n  # replacements: trials that kill their worker end as failed before that
         for _ in range(n):
@@ -133,14 +133,17 @@ class Crew:
             )  # fmt: skip
 
     def look(self) -> None:
-        """Replace the killed, put their trials back. Raises NestedError when nobody is left and trials are."""
+        """Replace the killed, put their trials back, say who died. Raises NestedError when nobody is left."""
         for worker, process in list(self.processes.items()):
             code = process.poll()
             if code is None:
                 continue
             del self.processes[worker]
-            self.study.put_back_all(worker)
-            if code < 0 and self.left and not self.study.finished():  # by a signal: nobody's mistake
+            held = self.study.put_back_all(worker)
+            again = code < 0 and self.left > 0 and not self.study.finished()  # by a signal: nobody's mistake
+            if code or held:
+                self.say(_obituary(code, held, again))
+            if again:
                 self.left -= 1
                 self._start()
         if not self.processes and not self.study.finished():
@@ -168,9 +171,18 @@ class Crew:
             self.processes = {}
 
 
-def crewed(study: Study, n: int, tick: Callable[[], None], runner: str = RUNNER) -> None:
+def _obituary(code: int, held: list[int], again: bool) -> str:
+    """What is said of a worker that has died: how, on which trial, and whether another one takes its place."""
+    how = f"exit status {code}" + (f", signal {signal.strsignal(-code)}" if code < 0 else ", see workers.log")
+    trial = f" on trial {held[0]}" if held else " with no trial in hand"
+    return f"a worker died{trial} ({how})" + ("; another takes its place" if again else "")
+
+
+def crewed(
+    study: Study, n: int, tick: Callable[[], None], runner: str = RUNNER, say: Callable[[str], None] = lambda _: None
+) -> None:
     """Work with n processes to the end. Raises KeyboardInterrupt with everything saved."""
-    crew, pulse = Crew(study, n, runner), Pulse(study)
+    crew, pulse = Crew(study, n, runner, say), Pulse(study)
     try:
         while not study.finished():
             time.sleep(LOOK)
@@ -183,20 +195,6 @@ def crewed(study: Study, n: int, tick: Callable[[], None], runner: str = RUNNER)
         crew.stop()
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that a trial in hand is put back."""
-
-    def stop(number: int, _: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main(path: str, worker: str, runner: str, parent: str) -> None:
     """One worker as a process of its own, started by a `Crew`; when that is gone, this trial is its last."""
 
@@ -204,7 +202,7 @@ def main(path: str, worker: str, runner: str, parent: str) -> None:
         if os.getppid() != int(parent):
             raise KeyboardInterrupt
 
-    with stoppable(), contextlib.suppress(KeyboardInterrupt):
+    with terminable(), contextlib.suppress(KeyboardInterrupt):
         work(Study(Path(path)), locate(runner, "runner"), worker, tick)
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nested import metrics
+from nested.report.wording import counted
 from nested.tuning.objective import Objective, Unavailable, mean
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ SHOWN = ("learning_acc", "acc", "forgetting")  # always: forgetting is never rea
 NONE = "–"
 REMARK = (
     "Means over seeds ± 95 percent interval (Student t), test part. Differences are paired over the seeds that both "
-    "have done: positive where the first row is better; p of a two-sided paired t-test."
+    "have done: positive where the first row is better; p of a two-sided paired t-test. Neither intervals nor p are "
+    "corrected for the number of comparisons."
 )
 
 
@@ -84,7 +86,7 @@ class Stream:
     @property
     def title(self) -> str:
         """For a heading."""
-        return f"{self.name}{', another stream' if self.other else ''}, {len(self.seeds)} seeds"
+        return f"{self.name}{', another stream' if self.other else ''}, {counted(len(self.seeds), 'seed')}"
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """(headings, rows of [text, number])."""
@@ -136,8 +138,24 @@ def sentence(study: Study, streams: Sequence[Stream]) -> str:
     return "; ".join(_about(study, stream) for stream in streams) + "."
 
 
+def compared(study: Study, streams: Sequence[Stream], name: str) -> list[str]:
+    """The same about one configuration, for its recipe; nothing where it could be run on none."""
+    there = [s for s in streams if any(o.name == name for o in s.outcomes)]
+    first = [replace(s, outcomes=tuple(sorted(s.outcomes, key=lambda o: o.name != name))) for s in there]
+    said = sentence(study, first)
+    return [said[0].upper() + said[1:]] if there else []
+
+
+def shown_better(stream: Stream) -> bool:
+    """Whether the first is better than the defaults in something that was sought, by its interval."""
+    defaults = [o for o in stream.outcomes[1:] if o.name == "defaults"]
+    pairs = [better_by(stream.objective, m, stream.outcomes[0], o) for o in defaults for m in stream.objective.names]
+    return any(p and p.word == "better than" for p in pairs)
+
+
 def _about(study: Study, stream: Stream) -> str:
-    where = f"on {stream.name} ({'another stream, ' if stream.other else ''}test part, {len(stream.seeds)} fresh seeds)"
+    seeds = counted(len(stream.seeds), "fresh seed")
+    where = f"on {stream.name} ({'another stream, ' if stream.other else ''}test part, {seeds})"
     if not stream.outcomes or not stream.outcomes[0].name.startswith("tuned"):
         return f"{where} the tuned configuration could not be run"
     first, said = stream.outcomes[0], []
@@ -171,7 +189,7 @@ def measured(stream: Stream, name: str) -> list[str]:
             parts.append(f"{metric} {_shown(middle, half)}")
     flops = found[0].values("flops").values()
     parts += [f"{fmean(flops):.3g} FLOPs"] if flops else []
-    return [f"On {len(found[0].runs)} fresh seeds, test part: {', '.join(parts)}."]
+    return [f"On {counted(len(found[0].runs), 'fresh seed')}, test part: {', '.join(parts)}."]
 
 
 def table(stream: Stream) -> Table:

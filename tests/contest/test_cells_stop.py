@@ -40,6 +40,19 @@ def test_whoever_leaves_takes_the_processes_along(tmp_path: Path, monkeypatch):
     assert gone(pid)
 
 
+def test_a_ctrl_c_is_the_parents_business_even_while_a_process_starts(tmp_path: Path):
+    command = [sys.executable, "-c", SCRIPT.format(path=str(tmp_path / "pid"))]
+    parent = subprocess.Popen(command, cwd=HERE, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    while len(there := children.read_text().split()) < 2:  # the tracker of semaphores, and the process
+        time.sleep(0.002)
+    os.killpg(parent.pid, signal.SIGINT)
+    said = parent.communicate(timeout=60)[1]
+    assert said.count("Traceback") == 1, said  # the parent's own
+    assert said.splitlines()[-1] == "KeyboardInterrupt"
+    assert all(gone(int(pid)) for pid in there)
+
+
 def test_a_killed_parent_takes_them_along(tmp_path: Path):
     path = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, "-c", SCRIPT.format(path=str(path))], cwd=HERE)

@@ -1,7 +1,11 @@
 """A whole contest on few examples: what it leaves, that it goes on, what a kill costs, and what is refused."""
 
 import json
+import os
+import shlex
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import done, nested
+from command import done, nested, process
 from scipy import stats
 
 from nested import rundir
-from nested.config import compose
+from nested.config import compose, from_dict
 from nested.contest import run as story
 from nested.contest import trials as trials_module
 from nested.contest.run import contest
-from nested.contest.trials import Trial, fought
+from nested.contest.settings import FACTORS
+from nested.contest.trials import Clock, Trial, fought
 from nested.errors import UserError
 from nested.methods.ema import EMA
 from nested.report.contest import page
@@ -187,8 +192,76 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mo
         return trials_module.Ended("interrupted")
 
     monkeypatch.setattr(trials_module, "one", stopped)
-    with pytest.raises(KeyboardInterrupt, match="give the same command again"):
+    with pytest.raises(KeyboardInterrupt, match="everything is saved; continue with: nested contest stream="):
         fight(tmp_path)
+
+
+def test_a_signal_stops_its_processes_with_all_saved_and_one_sentence(tmp_path: Path):
+    """SIGTERM to the whole group, as a cluster's: the processes hear of it once, from their parent."""
+    words = (*SMALL, "trainer.epochs=12", "trainer.batch_size=8", f"runs={tmp_path}", "workers=2")
+    running = process("contest", *words, cwd=tmp_path, start_new_session=True)
+    waited_for(lambda: bool(list(tmp_path.glob("small/*/seed-0/events.jsonl"))) or running.poll() is not None)
+    children = [int(p) for p in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    path = next(tmp_path.glob("small/*/seed-0/events.jsonl")).parents[1]
+    os.killpg(running.pid, signal.SIGTERM)
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, out) == (130, ""), err
+    command = shlex.join(["nested", "contest", *words])
+    assert err.splitlines()[-1] == f"nested: interrupted, everything is saved; continue with: {command}"
+    assert "Traceback" not in err
+    assert len(children) > 2
+    waited_for(lambda: not any(Path(f"/proc/{p}").exists() for p in children))
+    run_trial(from_dict(rundir.read_config(path)), path, lambda *_: None)
+    events = rundir.read_events(path / "seed-0" / "events.jsonl")
+    executed = [e["executed_steps"] for e in events if e["event"] == "end"]
+    assert len(executed) == 2
+    assert (
+        sum(executed) == rundir.read_json(path / "seed-0" / "summary.json")["cost"]["steps"]
+    )  # nothing was done twice
+
+
+def waited_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_the_time_left_is_reckoned_from_what_cells_took_arm_by_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(trials_module.time, "monotonic", lambda: now[0])
+    config = compose(["seeds=2"])
+    found = [Trial(arm, f, config, tmp_path / f"{arm}-{f:g}") for arm in ("dear", "cheap") for f in (1.0, 2.0)]
+
+    def end(trial: Trial, seed: int, seconds: float, status: str = "done") -> None:
+        (trial.path / f"seed-{seed}").mkdir(parents=True)
+        rundir.write_json(trial.path / f"seed-{seed}" / "summary.json", {"status": status, "seconds": seconds})
+
+    end(found[0], 0, 40)  # by an earlier command
+    clock = Clock(found)
+    assert clock.begun(20) == (
+        "4 trials of 2 orders, 8 cells, 7 of them left"
+        + ": about 2 min if every arm takes what a few steps of the candidate took just now, alone; measured from the "
+        "first trial on"
+    )
+    end(found[0], 1, 60)
+    now[0] += 120  # a cell of 60 seconds took twice as long by the clock
+    assert clock.told(found[0], trials_module.Ended("done")).startswith("2 of 8 cells, about 10 min left  |  dear-1  ")
+    end(found[2], 0, 10)
+    end(found[2], 1, 10)
+    now[0] += 40
+    assert "4 of 8 cells, about 4 min left" in clock.told(found[2], trials_module.Ended("done"))
+    failed = trials_module.Ended("failed", "no such thing")
+    assert "4 of 8 cells, about 40 s left" in clock.told(found[1], failed)  # nobody waits for what has failed
+    end(found[3], 0, 10)
+    end(found[3], 1, 10)
+    assert clock.told(found[3], trials_module.Ended("done")).startswith("6 of 8 cells  |")
+
+
+def test_the_rates_that_are_taken_by_default_are_told():
+    said = done("show", "contest").out
+    assert f"null = {', '.join(f'{f:g}' for f in FACTORS)}" in " ".join(said.split())
+    assert "FACTORS" not in said
 
 
 def test_a_control_that_cannot_be_run_costs_no_other_and_is_named(

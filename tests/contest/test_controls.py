@@ -74,7 +74,9 @@ def test_equal_updates_of_one_slow_level_is_all_as_one():
     assert level(arm, "all").lr_scale == pytest.approx((100 + 43.75 * 2) / 143.75)
     mostly_fast = replace(FACTS, parameters={"fast": 700, "slow": 100}, bytes={"fast": 2800, "slow": 400})
     words = words.replace(", lr_scale: 2.0", "")
-    assert absent(candidate(words), mostly_fast)["one level, equal updates"] == "it is the same as: one level, equal FLOPs"
+    assert (
+        absent(candidate(words), mostly_fast)["one level, equal updates"] == "it is the same as: one level, equal FLOPs"
+    )
 
 
 def test_the_rest_may_be_among_the_slow_levels():

@@ -175,6 +175,12 @@ def test_the_closest_control_is_named_first_where_none_matches():
     assert "Holm for 2 controls" in said[-1]
 
 
+def test_one_control_is_the_closest_of_nothing():
+    first, last = wording.verdict("HOPE", [against("naive", 0.3, 1e-4)], "accuracy")
+    assert first.endswith("less than naive, p < 0.001, 10 orders.")
+    assert "Holm for 1 control;" in last
+
+
 def test_a_plain_average_that_matches_is_said_first_even_where_another_control_is_better():
     fights = [
         against("head", -0.5, 1e-6, orders=7),

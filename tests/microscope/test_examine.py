@@ -17,6 +17,7 @@ from nested.errors import Interrupted, UserError
 from nested.microscope.examine import examine
 from nested.microscope.ticks import around_ticks, mean_effects
 from nested.report import load, page
+from nested.report.microscope import grid
 from nested.run import run
 
 QUICK = [
@@ -123,6 +124,16 @@ def test_the_page_shows_what_was_found_and_typed_names_are_text(looked: Looked) 
     assert re.search(rf'data-value="{re.escape(str(share))}">{share:.3f} ± ', html)
     figures = {f.name.rsplit("-", 1)[1] for f in (looked.path / "figures").glob("microscope-*.png")}
     assert figures == {"forgot.png", "learned.png", "drift.png", "ticks.png"}
+
+
+def test_the_terminal_says_on_which_data_it_judged(looked: Looked) -> None:
+    said = " ".join(done("microscope", str(looked.path)).out.split())
+    assert (
+        "Judged on validation data (around a tick: on test data): means over experiences ± 95 percent interval over"
+        in said
+    )
+    alone = {**looked.found, "seeds": [0], "ticks_part": "validation"}
+    assert grid(alone).remark == "Judged on validation data: means over experiences of one seed, hence no interval."
 
 
 def test_without_a_recorded_validation_matrix_the_shares_are_the_same(looked: Looked, tmp_path: Path) -> None:

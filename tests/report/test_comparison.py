@@ -187,15 +187,50 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path):
     groups = grouped(made(tmp_path, {"label": "mlp naive"}, {"label": "mlp replay"}))
     with pytest.raises(UserError, match=r"'mlp nave' is not among .*did you mean 'mlp naive'"):
         baselines(groups, "mlp nave")
-    with pytest.raises(UserError, match="begins 2 of them: mlp naive; mlp replay"):
+    with pytest.raises(
+        UserError, match=r"means 2 of them: mlp naive; mlp replay; give one of these, or the id of a run$"
+    ):
         baselines(groups, "mlp")
+
+
+@pytest.mark.parametrize(
+    "one, other, words",
+    [
+        ({"stream": "split_mnist"}, {"scenario": "domain"}, ("split_mnist", "split_digits")),
+        ({"scenario": "domain"}, {}, ("domain scenario", "class scenario")),
+        ({"n": 4}, {}, ("4 experiences", "5 experiences")),
+        (
+            {"config": {"stream.seed": 1}, "digest": "x"},
+            {"config": {"stream.seed": 2}},
+            ("stream.seed=1", "stream.seed=2"),
+        ),
+        ({"digest": "x"}, {"digest": "y"}, ("data x0", "data y0")),
+    ],
+)
+def test_an_equal_label_on_another_stream_says_which_has_its_own_colour_and_is_no_baseline(tmp_path, one, other, words):
+    groups = grouped(made(tmp_path, {"label": "a", **one}, {"label": "a", **other}, {"label": "b", **other}))
+    members = [m for g in groups for m in g.members]
+    assert [m.label for m in members] == [f"a, {words[0]}", f"a, {words[1]}", "b"]
+    assert [m.slot for m in members] == [0, 1, 2]
+    with pytest.raises(UserError, match=r"'a' means 2 of them: a, .*; a, .*; without --baseline") as refused:
+        baselines(groups, "a")
+    assert refused.value.allowed == [m.label for m in members[:2]]
+    assert [m.label for m in baselines(groups, f"a, {words[1]}")] == [f"a, {words[0]}", f"a, {words[1]}"]
+    assert [m.label for m in baselines(groups, "b")] == [f"a, {words[0]}", "b"]
+
+
+def test_labels_on_three_streams_say_all_in_which_they_differ(tmp_path):
+    streams = ({"scenario": "domain"}, {}, {"stream": "split_mnist"})
+    assert [m.label for g in grouped(made(tmp_path, *({"label": "a", **s} for s in streams))) for m in g.members] == [
+        "a, split_digits, domain scenario", "a, split_digits, class scenario", "a, split_mnist, class scenario",
+    ]  # fmt: skip
 
 
 def test_each_stream_has_a_baseline_of_its_own(tmp_path):
     runs = made(tmp_path, *({"label": x, "scenario": s} for x in "ab" for s in ("class", "domain")))
     page = compared(tmp_path, runs, baseline="r2")  # b, class
-    assert "Against the baseline “b”" in page.text
-    assert "Against the baseline “a”" in page.text
+    assert "Against the baseline “b, class scenario”" in page.text
+    assert "Against the baseline “a, domain scenario”" in page.text
     assert "These runs are on 2 different streams" in page.text
 
 

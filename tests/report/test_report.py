@@ -414,17 +414,20 @@ def test_eight_runs_stay_below_a_megabyte_and_a_half(tmp_path):
     assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 8 * 2 + 7
 
 
-def test_streams_are_kept_apart_and_labels_keep_their_colour(tmp_path):
+def test_streams_are_kept_apart_and_equal_labels_tell_theirs_each_in_a_colour_of_its_own(tmp_path):
     a = [fake_run(tmp_path, f"c-{x}", label=x, scenario="class") for x in ("naive", "replay")]
     b = [fake_run(tmp_path, f"d-{x}", label=x, scenario="domain", digest="other") for x in ("replay", "naive")]
     page = render(tmp_path, *a, *b)
     assert "These runs are on 2 different streams" in page.text
     tables = [t for t in page.tables if "parameters" in t[0] and "FWT" in t[0] and "seed" not in t[0]]
-    assert [[row[0] for row in t[1:]] for t in tables] == [["naive", "replay"], ["replay", "naive"]]
+    assert [[row[0] for row in t[1:]] for t in tables] == [
+        [f"{x}, {stream} scenario" for x in order]
+        for stream, order in (("class", ("naive", "replay")), ("domain", ("replay", "naive")))
+    ]
     figures = sorted(p.name for p in (tmp_path / "out" / "figures").glob("*forgetting.png"))
     assert figures == ["stream-1-forgetting.png", "stream-2-forgetting.png"]
-    chips = re.findall(r'background: var\(--run-(\d)\)"></span>(\w+)</th>', page.source)
-    assert set(chips) == {("0", "naive"), ("1", "replay")}
+    chips = set(re.findall(r'background: var\(--run-(\d)\)"></span>([\w, ]+)</th>', page.source))
+    assert chips == {(str(k), label) for k, label in enumerate(row[0] for t in tables for row in t[1:])}
     assert "FWT is uninformative" in page.text
 
 

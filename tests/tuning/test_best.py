@@ -17,7 +17,7 @@ from nested.tuning.best import fresh
 from nested.tuning.choice import chosen
 from nested.tuning.controls import has_one_level, single
 from nested.tuning.objective import objective
-from nested.tuning.worth import Outcome, Stream, better_by, sentence
+from nested.tuning.worth import Outcome, Stream, better_by, compared, sentence, shown_better
 
 # -- which -------------------------------------------------------------------------------------------------------------
 
@@ -104,9 +104,16 @@ def test_the_sentence_says_which_wins_only_where_the_interval_allows(tmp_path: P
     study = small_study(tmp_path, RATE)
     tuned, same = outcome("tuned, trial 3", acc=[0.8, 0.82, 0.81]), outcome("defaults", acc=[0.79, 0.84, 0.80])
     level = outcome("one level, tuned, trial 5", acc=[0.5, 0.51, 0.52])
-    told = sentence(study, [Stream("split_digits", False, [1, 2, 3], (tuned, same, level), study.objective)])
+    stream = Stream("split_digits", False, [1, 2, 3], (tuned, same, level), study.objective)
+    told = sentence(study, [stream])
     assert "is not told apart from the defaults in acc" in told
     assert "better than the tuned single level (trial 5) in acc (+0.300" in told
+    assert not shown_better(stream)
+    good = replace(stream, outcomes=(outcome("tuned, trial 4", acc=[0.9, 0.91, 0.92]), same))
+    assert shown_better(good)
+    (second,) = compared(study, [replace(stream, outcomes=(tuned, *good.outcomes))], "tuned, trial 4")
+    assert second.startswith("On split_digits (test part, 3 fresh seeds) the tuned configuration (trial 4) is better")
+    assert compared(study, [good], "tuned, trial 9") == []
     nothing = sentence(study, [Stream("recall", True, [1], (same,), study.objective)])
     assert "could not be run" in nothing
 
@@ -171,7 +178,13 @@ def test_the_best_are_run_again_beside_their_controls_once(tmp_path: Path, monke
     assert "s.yaml" in first["recipes"][0]
     lr = next(b["params"]["optim.lr"] for b in json.loads(Path("runs/s/result.json").read_text())["best"])
     assert compose(["recipe=s"], "conf").optim["lr"] == lr
-    assert first["sentence"].split(" (")[0] in Path("runs/s/report.html").read_text()
+    page = Path("runs/s/report.html").read_text()
+    assert first["sentence"].split(" (")[0] in page
+    assert "corrected for the number of comparisons" in page
+    comment = " ".join(line.removeprefix("# ") for line in Path("conf/recipe/s.yaml").read_text().splitlines())
+    assert first["sentence"][1:] in comment
+    noted = any(n.startswith("Not shown to be better than the defaults") for n in first["notes"])
+    assert noted == ("is better than the defaults" not in first["sentence"].split(";")[0])
     trained = {p: p.stat().st_mtime_ns for p in Path("runs").glob("s-*/seed-*/summary.json")}
     again = done(*words, "--json").object
     assert again == first
@@ -207,7 +220,7 @@ def test_which_studies_are_of_one_level(tmp_path: Path, words: list[str], one: b
     [
         (["workers=0"], "workers: 0 is not allowed; allowed: int >= 1"), (["best.seeds=[0]"], "none tuned on"),
         (["best.stream=split_digits"], "the stream of the study"),
-        (["best.k=4"], "best.k"), (["best.kk=1"], "did you mean"), (["best.single=nothing"], "no run 'nothing'"),
+        (["best.k=4"], "best.k"), (["best.kk=1"], "did you mean"), (["best.single=nothing"], "no study 'nothing'"),
         (["best.stream=false", "stream.n_experiences=2"], "no other stream is wanted"),
         (["best.single=false", "best.stream=recall"], "takes no `vocabulary`"),
     ],

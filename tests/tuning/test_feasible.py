@@ -7,6 +7,7 @@ import pytest
 from tuning.landscape import PERIOD, run, small_study, told, worked
 
 from nested.errors import UserError
+from nested.report.wording import counted
 from nested.tuning import page, search
 from nested.tuning import study as studies
 from nested.tuning.feasible import Rehearsal, first
@@ -43,7 +44,7 @@ def test_what_was_drawn_again_is_said_wherever_the_study_is_shown(tmp_path: Path
     assert f"{sum(again)} draws could not be run, the first levels.base=" in verdict
     assert "updates in 44 steps, fewer than 10" in verdict
     number = next(n for n, count in enumerate(again) if count)
-    assert f"{again[number]} draws could not be run" in search.show(study)[number + 1]
+    assert f"{counted(again[number], 'draw')} could not be run" in search.show(study)[number + 1]
     assert search.found(study).as_json()["drawn_again"] == sum(again)
     assert "draws could not be run" in page.write(study, tmp_path / "page.html").read_text()
 

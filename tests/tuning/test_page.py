@@ -2,6 +2,8 @@
 
 import json
 import socket
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from tuning.landscape import PERIOD, RATE, run_planted, small_study, worked
 from nested import rundir
 from nested.errors import UserError
 from nested.report import study as pages
+from nested.report.inline import save_png
+from nested.report.parallel import parallel
 from nested.report.trials import Axis, Study, Trial
 from nested.tuning import dashboard, page, search
 
@@ -54,6 +58,33 @@ def test_a_page_shows_what_there_is(tmp_path: Path, trials, figures):
     assert EVIL not in html
     assert "&lt;script&gt;alert(1)" in html
     assert ("No trial is whole yet" in html) == (not any(t.values for t in trials))
+
+
+def test_the_labels_of_parallel_coordinates_are_whole_and_apart(tmp_path: Path):
+    axes = (
+        Axis("model.attention.window_size", whole=True), Axis("model.attention.heads", whole=True),
+        Axis("levels.lr_ratio", log=True), Axis("schedule.shape", choices=("constant", "cosine_with_restarts")),
+    )  # fmt: skip
+    values = [
+        {"lr_ratio": 0.000354, "shape": c, "window_size": k, "heads": k}
+        for k, c in ((1, "constant"), (4, "cosine_with_restarts"))
+    ]
+    trials = [
+        Trial(k, "done", {a.path: v[a.path.rpartition(".")[2]] for a in axes}, (0.5 + k / 10, 12345.0 + k))
+        for k, v in enumerate(values)
+    ]
+    more = {"axes": axes, "objectives": ("acc", "parameter_updates"), "directions": ("maximize", "minimize")}
+    figure = parallel(record(*trials, **more))
+    save_png(figure, tmp_path / "it.png", 100)
+    (panel,) = figure.axes
+    labels = [text.get_window_extent() for text in panel.get_xticklabels()]
+    assert not any(a.overlaps(b) for a, b in pairwise(labels))
+    ticks = {text.get_text(): text.get_window_extent() for text in panel.texts}
+    assert "2.5" not in ticks, "of whole numbers"
+    assert "cosine_…arts" in ticks
+    for box in [*labels, *ticks.values()]:
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 def test_two_hundred_trials_are_all_in_the_table_and_stay_small(tmp_path: Path):
@@ -146,7 +177,36 @@ def test_the_dashboard_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.Mo
     small_study(tmp_path / "runs", RATE, "tune.study=s")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "nested-cl[dashboard]" in nested("ui", "--study", "s").err
+    assert "pip install -e '.[dashboard]'" in nested("ui", "--study", "s").err
+    monkeypatch.setattr("nested.errors.__file__", str(tmp_path / "site-packages" / "nested" / "errors.py"))
+    assert "pip install 'nested-cl[dashboard]'" in nested("ui", "--study", "s").err
+
+
+def test_a_study_that_is_not_there_is_called_one_with_those_that_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tuned", "tuned-single", "other"):
+        small_study(tmp_path / "runs", RATE, f"tune.study={name}")
+    rundir.create("runs", "otherwise", {}).rename("runs/otherwise")
+    assert search.named("oth", "runs").name == "other", "a run of that name is no study"
+    assert search.named("tuned", "runs").name == "tuned"
+    for words in (["tune", "best"], ["tune", "show"], ["worker"], ["ui", "--study"]):
+        said = nested(*words, "tunned")
+        assert said.code == 2
+        assert "no study 'tunned' (did you mean 'tuned'?); studies in runs: other, tuned, tuned-single" in said.err
+    several = "'tun' begins 2 studies; give more of the name; studies in runs: tuned, tuned-single"
+    assert several in nested("worker", "tun").err
+    assert "is no study" in nested("worker", "otherwise").err
+    said = nested("compare", "tunned").err
+    assert "no run, study or recipe 'tunned'" in said
+    assert "studies: other, tuned, tuned-single; or a filter" in said
+
+
+def test_the_page_says_which_trials_were_taken_up_again_and_which_not_run(tmp_path: Path):
+    trials = (whole(0, 0.5), replace(whole(1, 0.5), same=0), replace(whole(2, 0.4), deaths=2))
+    html = pages.page(record(*trials), tmp_path / "report.html").read_text()
+    assert "Taken up again because a worker died: 1 trial (2)." in html
+    assert "with them its numbers: 1 trial (1)." in html
+    assert pages.grid(record(*trials)).rows[1][1].text == "done, as trial 0"
 
 
 def test_the_dashboard_serves_the_studys_storage_on_this_machine_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

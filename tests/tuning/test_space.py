@@ -102,6 +102,16 @@ def test_the_command_line_has_two_parts_and_a_dimension_two_ends():
     assert asked.config().evaluate.parts == ["validation"], "test data is not looked at"
 
 
+def test_no_word_of_a_space_is_dropped_wherever_it_stands():
+    rate, size = "tune.space.optim.lr={low:0.1,high:1}", "+tune.space.trainer.batch_size={low:8,high:32}"
+    for words in ([rate, size, "tune.space={optim.momentum:{low:0,high:0.9}}"], [size, "tune.space={}", rate]):
+        space = request(["tune=rate", *words]).tune.space
+        assert {"optim.lr", "trainer.batch_size"} <= set(space)
+        assert space["optim.lr"] == {"low": 0.1, "high": 1}
+    kept = request(["tune=rate", "tune.space.optim.lr.log=null"]).tune.space
+    assert kept == {"optim.lr": {"low": 0.0003, "high": 0.3}}
+
+
 @pytest.mark.parametrize(
     "word, said",
     [
@@ -112,13 +122,18 @@ def test_the_command_line_has_two_parts_and_a_dimension_two_ends():
         ("tune.sampler=tpee", "did you mean 'tpe'"), ("tune.study=../x", "letters, digits"),
         ("tune.x.y=1", "unknown key"),
         ("tune.space.optim.lr=3", "low=1"), ("tune.space.optim.lr=null", "nothing is searched"),
-        ("tune.space={}", "nothing"),
+        ("tune.space={}", "nothing"), ("tune.space=3", "^tune.space: 3 is not allowed"),
+        ("tune.space.optim.eps=null", "^tune.space.optim.eps: None is not allowed"),
+        ("tune.space.optim.lr.low=null", "^tune.space.optim.lr.low: a value is needed"),
+        ("tune.space.optim.eps={}", "^tune.space.optim.eps.low: a value is needed"),
+        ("launcher.timeout_min=3", "^launcher.timeout_min: nothing takes it"), ("workers.n=3", "^workers.n: nothing"),
         ("tune.storage=mysql://x", "grpc://HOST:PORT"), ("tune.budget.watts=3", "flops, seconds"),
     ],
 )  # fmt: skip
 def test_a_wrong_word_is_refused(word: str, said: str, tmp_path: Path):
     def all_checks() -> None:
         asked = request(["tune=rate", word])
+        read(asked.tune.space)
         asked.name(asked.config())
         address(asked.tune.storage, tmp_path)
         objective("acc", asked.tune.budget, 5, True)

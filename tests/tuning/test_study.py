@@ -9,7 +9,7 @@ import pytest
 from tuning.landscape import PERIOD, RATE, Outcome, run, small_study, told, worked
 
 from nested.errors import Interrupted, UserError
-from nested.tuning import search, storage
+from nested.tuning import page, search, storage
 from nested.tuning import trial as one
 from nested.tuning.study import CLAIMS, MOST_DEATHS, Study, held
 from nested.tuning.workers import Pulse, work
@@ -186,6 +186,39 @@ def test_a_worker_not_heard_of_is_dead_and_its_late_word_is_not_taken(tmp_path: 
     assert study.tell(again, "other", "COMPLETE", [0.6])
     assert not study.tell(trial, "lost", "COMPLETE", [0.5])
     assert study.trials()[0].value == 0.6
+
+
+def test_who_died_on_a_trial_that_went_on_is_said_with_it(tmp_path: Path):
+    study = small_study(tmp_path, RATE, "tune.n_trials=1")
+    assert study.claim("mortal")
+    assert study.put_back_all("other") == []
+    assert study.put_back_all("mortal") == [0]
+    assert search.show(worked(study))[0] == f"{study.name}: 1 trial: 1 complete"
+    assert "taken up again, 1 worker died on it" in search.show(study)[1]
+
+
+@pytest.mark.parametrize("objective", ["acc", "[acc,flops]"])
+def test_values_that_were_run_are_not_run_again(objective: str, tmp_path: Path):
+    space = ["tune.space.trainer.batch_size={choices:[8,16,32]}", f"tune.objective={objective}", "tune.pruner=none"]
+    words = [*space, "tune.n_trials=12", "tune.budget.flops=1000", "seeds=2"]
+    study = worked(small_study(tmp_path / "a", *words))
+    trials = study.trials()
+    ran = [t for t in trials if "same_as" not in t.user_attrs]
+    assert [t.state.name for t in trials] == ["COMPLETE"] * 12
+    assert sorted(t.params["trainer.batch_size"] for t in ran) == [8, 16, 32]
+    for trial in trials:
+        first = trials[trial.user_attrs.get("same_as", trial.number)]
+        assert first in ran
+        assert (trial.params, trial.values, trial.constraints) == (first.params, first.values, first.constraints)
+        assert trial.intermediate_values == first.intermediate_values
+        assert (study.directory(trial.number) / "steps").exists() == (trial is first)
+        curves = page.record(study).trials[trial.number].curves
+        assert curves == page.record(study).trials[first.number].curves != ()
+    assert {t.number for t in search.best(study)} <= {t.number for t in ran}
+    again = trials[-1].number if trials[-1] not in ran else next(t.number for t in trials if t not in ran)
+    assert "the same values as trial" in search.line(study, trials[again])
+    timed = worked(small_study(tmp_path / "b", *words, "tune.budget.seconds=100"))
+    assert all("same_as" not in t.user_attrs for t in timed.trials()), "the clock is another each time"
 
 
 def test_a_trial_on_which_workers_keep_dying_is_a_failed_one(tmp_path: Path):

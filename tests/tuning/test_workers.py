@@ -115,8 +115,11 @@ def test_killed_workers_cost_no_trial_and_count_none_twice(
     study = small_study(tmp_path / "four", *words, f"tune.storage='{uri}'" if "/" in uri else f"tune.storage={uri}",
                         "tune.grace_seconds=20", f"tune.study=killed-{where}")  # fmt: skip
     killer = Killer(study, monkeypatch, len(where))
-    workers.crewed(study, 4, killer.tick, SLOW)
+    said: list[str] = []
+    workers.crewed(study, 4, killer.tick, SLOW, said.append)
     assert killer.killed == 2
+    assert 1 <= len(said) <= 2, "who dies after the last trial is not asked for"
+    assert all("a worker died" in line and "(exit status -9, signal Killed)" in line for line in said)
     assert sum(t.user_attrs.get("deaths", 0) for t in study.trials()) <= 2
     check_exact(study, worked(small_study(tmp_path / "one", *words)), 16)
 
@@ -134,8 +137,10 @@ def test_the_proxy_serves_a_study_and_takes_a_trial_back(tmp_path: Path):
 
 def test_workers_that_end_by_a_mistake_are_not_replaced_for_ever(tmp_path: Path):
     study = small_study(tmp_path, RATE, "tune.n_trials=4")
+    said: list[str] = []
     with pytest.raises(NestedError, match=r"workers\.log"):
-        workers.crewed(study, 2, lambda: None, "tuning.landscape.nothing_of_that_name")
+        workers.crewed(study, 2, lambda: None, "tuning.landscape.nothing_of_that_name", said.append)
+    assert said == ["a worker died with no trial in hand (exit status 1, see workers.log)"] * 2
     assert "nothing_of_that_name" in (study.path / "workers.log").read_text()
     assert not study.trials("RUNNING")
 
