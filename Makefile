@@ -42,6 +42,7 @@ bench-study: $(READY)  ## what a study costs beside its training, and two worker
 kernels-slow: $(READY)  ## every kernel compiled for the chip, the slow ones too, by this Triton and by 3.6
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/triton-3.6 triton==3.6.0
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/aot -m "slow or not slow"
+	@PYTHONPATH=.venv/triton-3.6 $(BIN)/python -c "import triton; assert triton.__version__ == '3.6.0', triton.__file__"
 	@OMP_NUM_THREADS=1 PYTHONPATH=.venv/triton-3.6 $(BIN)/python -m pytest tests/kernels/aot -m "slow or not slow"
 
 torture: $(READY)  ## 8 kills at named points and 20 at random moments, each resumed and compared bit for bit

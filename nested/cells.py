@@ -43,7 +43,8 @@ class _Process:
 
 
 def _listen(ear: Connection) -> None:
-    """SIGTERM, and again later, when the parent closes its end or is gone; a group's signals are the parent's alone."""
+    """SIGTERM, and again later, when the parent closes its end or is gone; its session is its own, so that a terminal's
+    signals are the parent's alone: Ctrl-C, and Ctrl-Z, which does not hold what it has in hand."""
     os.setsid()
 
     def stop() -> None:

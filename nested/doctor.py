@@ -200,7 +200,7 @@ def processors() -> Iterator[Finding]:
 
 def disk(root: Path) -> Iterator[Finding]:
     """Room in the directory of runs, and whether it can be written."""
-    there = next(p for p in (root.resolve(), *root.resolve().parents) if p.exists())
+    there = rundir.standing(root)
     free = shutil.disk_usage(there).free
     enough = free >= LEAST_FREE
     yield Finding(

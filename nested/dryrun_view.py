@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nested.timeline import RESET
+from nested.wording import counted
 
 if TYPE_CHECKING:
     from nested.dryrun import DryRun
@@ -155,7 +156,7 @@ def _token_timeline(found: DryRun) -> list[Any]:
 def _cost(found: DryRun) -> list[Any]:
     times = {"training": found.train_seconds, "evaluation": found.eval_seconds, "gain": found.alone_seconds}
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if seconds)
-    whole = f"{duration(found.seconds)} for {len(found.seeds)} seed{'s' * (len(found.seeds) > 1)}"
+    whole = f"{duration(found.seconds)} for {counted(len(found.seeds), 'seed')}"
     return [
         Text("estimated cost", style="bold"),
         Text(f"{found.steps:,} steps of {si(found.flops_per_step)}FLOP (forward and backward): {si(found.flops)}FLOP"),

@@ -48,8 +48,9 @@ class Interrupted(KeyboardInterrupt):
 
 def install(extra: str) -> str:
     """The command that adds an optional part of this package, in a checkout or as it came from an index."""
-    checkout = (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file()
-    return f"pip install -e '.[{extra}]'" if checkout else f"pip install 'nested-cl[{extra}]'"
+    checkout = Path(__file__).resolve().parents[1]
+    from_files = (checkout / "pyproject.toml").is_file()
+    return f"pip install -e '{checkout}[{extra}]'" if from_files else f"pip install 'nested-cl[{extra}]'"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nested.errors import NestedError, UserError, nearest
+from nested.wording import counted
 
 FORMAT = "1"
 
@@ -75,11 +76,16 @@ def check_writable(runs: str | Path) -> None:
     """Raise UserError where run directories cannot be made. Makes nothing: what is refused later leaves no trace."""
     root = Path(runs).expanduser().resolve()
     with said(root):
-        there = next(p for p in (root, *root.parents) if p.exists())
+        there = standing(root)
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(there, os.W_OK):
+        if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def standing(path: Path) -> Path:
+    """The path, or the nearest of its parents that is there: it is in this that the first run makes directories."""
+    return next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
 
 
 def create(runs: str | Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -153,16 +159,23 @@ def find(name: str, runs: str | Path = "runs", what: str = "run") -> Path:
             seen=name,
             allowed=names,
         )
-    last = f"; the newest is {names[-1]}" if names else ""
+    if name in (p.name for p in all_contests(root)):
+        text = f"{root / name} is a contest; its runs are in it, {root / name / 'candidate-1'} and others"
+        raise UserError(text, key="run", seen=name, allowed=names[-10:])
+    last = f"; the newest is {max(known, key=lambda p: (p / 'FORMAT').stat().st_mtime).name}" if known else ""
     raise UserError(
         f"no {what} {name!r} in {root.resolve()}{nearest(name, names)}{last}", key="run", seen=name, allowed=names[-10:]
     )
 
 
 def all_runs(runs: str | Path) -> list[Path]:
-    """Run directories, oldest first."""
-    root = Path(runs).expanduser()
-    return sorted(p for p in root.glob("*") if (p / "FORMAT").is_file()) if root.is_dir() else []
+    """Run directories by name, which begins with the time where nobody gave one."""
+    return sorted(p.parent for p in Path(runs).expanduser().glob("*/FORMAT") if p.is_file())
+
+
+def all_contests(runs: str | Path) -> list[Path]:
+    """Directories of contests, each with a run for every arm and rate."""
+    return sorted(p.parents[1] for p in Path(runs).expanduser().glob("*/candidate-1/FORMAT"))
 
 
 def status(path: Path) -> str:
@@ -171,13 +184,14 @@ def status(path: Path) -> str:
         wanted = read_json(path / "study.json")["n_trials"]
         last = (read_events(p)[-1:] for p in path.glob("trial-*/events.jsonl"))
         ended = sum(event["event"] == "end" for events in last for event in events)
-        return f"study, {ended} of {wanted} trial{'s' * (wanted != 1)}"
+        return f"study, {ended} of {counted(wanted, 'trial')}"
+    if (path / "candidate-1").is_dir():
+        return "contest" if (path / "contest.json").is_file() else "contest, unfinished"
     file = path / "result.json"
     if not file.is_file():
         return "unfinished"
     result = read_json(file)
-    seeds = len(result["runs"])
-    return f"{result['status']}, {result['label']}, {seeds} seed{'s' * (seeds != 1)}"
+    return f"{result['status']}, {result['label']}, {counted(len(result['runs']), 'seed')}"
 
 
 @contextlib.contextmanager

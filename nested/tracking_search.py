@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from nested import tracking
 from nested.errors import UserError
-from nested.report.wording import counted
 from nested.settings import Tracking
 from nested.tracking_outbox import TrackerError
+from nested.wording import counted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

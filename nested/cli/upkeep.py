@@ -29,6 +29,7 @@ def list_choices(
         from nested import rundir
 
         rows = [("runs", p.name, rundir.status(p)) for p in rundir.all_runs(runs)]
+        rows += [("contests", p.name, rundir.status(p)) for p in rundir.all_contests(runs)]
     else:
         rows = catalog.listing(group, config_dir)
     if as_json:

@@ -38,7 +38,7 @@ from nested.contest.arms import (
     with_method,
 )  # fmt: skip
 from nested.levels import LevelConfig
-from nested.report.wording import counted
+from nested.wording import counted
 
 PERIODS = (4.0, 16.0, 64.0)  # of averages, where the candidate has no slow level to take them from
 LOOKAHEAD = 5  # its own default, likewise
@@ -111,7 +111,7 @@ def equal_updates(config: Config, facts: Facts) -> list[Arm]:
     what = f"{'all' if alone else 'the slow'} levels as one that learns every {every} steps: "
     what += "as many updates of as many parameters"
     if alone:
-        made = with_levels(plain(config, facts), {"all": one})
+        made = with_levels(config, {**on_tokens(config), "all": one})
     else:
         globs = [glob for lv in several.values() if not isinstance(lv.params, str) for glob in lv.params]
         rest = any(isinstance(lv.params, str) for lv in several.values())

@@ -25,6 +25,7 @@ from nested.errors import NestedError, UserError
 from nested.plan import judged
 from nested.prepare import check, prepare, rehearse
 from nested.remarks import constant_guess
+from nested.stopping import terminable
 from nested.streams.stream import Stream
 
 Say = Callable[[str], None]
@@ -56,7 +57,8 @@ def contest(words: Iterable[str], config_dir: str | Path | None, say: Say) -> Fo
     """
     asked = request(words, config_dir)
     try:
-        return _fought(asked, say)
+        with terminable():
+            return _fought(asked, say)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted, everything is saved; continue with: {asked.command}") from None
 
@@ -70,7 +72,8 @@ def _fought(asked: Request, say: Say) -> Found:
     found = trials(there, asked.factors, asked.path)
     for one in absent:
         say(f"left out: {one.title}: {one.why}")
-    asked.path.mkdir(parents=True, exist_ok=True)
+    with rundir.said(asked.path):
+        asked.path.mkdir(parents=True, exist_ok=True)
     with rundir.locked(asked.path):
         check_same(found)
         cell = dry_run(asked.candidate).seconds / len(asked.candidate.seed_list())

@@ -53,17 +53,20 @@ def request(words: Iterable[str], config_dir: str | Path | None = None) -> Reque
         raise UserError("orders are paired, and one is no pair; write seeds=10", key="seed", seen=1, allowed=">= 2")
     candidate = compose([*OURS, *theirs], config_dir)
     _check_candidate(candidate)
+    path = Path(candidate.runs).expanduser().resolve() / _name(asked.name, candidate)
+    if (path / "FORMAT").exists():
+        text = f"{path} is a run or a study, not a contest; name the contest otherwise: contest.name=..."
+        raise UserError(text, key="contest.name", seen=path.name)
     where = [] if config_dir is None else ["--config-dir", str(config_dir)]
     return Request(
-        candidate, _factors(asked.factors), workers,
-        Path(candidate.runs).expanduser().resolve() / _name(asked.name, candidate),
+        candidate, _factors(asked.factors), workers, path,
         shlex.join(["nested", "contest", *words, *where]),
     )  # fmt: skip
 
 
 def _factors(given: list[float] | None) -> tuple[float, ...]:
     """Raises UserError for factors that make no frontier, or without the candidate's own rate."""
-    found = tuple(sorted({float(f"{f:g}") for f in given or FACTORS}))  # as directories are called
+    found = tuple(sorted({float(f"{f:g}") for f in (FACTORS if given is None else given)}))  # as directories are called
     if 1.0 not in found or len(found) < 2:
         text = "two or more different factors of the rate are needed, one of them 1, the candidate's own"
         raise UserError(text, key="contest.factors", seen=given, allowed=list(FACTORS))

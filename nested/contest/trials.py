@@ -91,8 +91,8 @@ def fought(found: Sequence[Trial], workers: int, say: Say, cell: float = 0.0) ->
 
     `cell` are the seconds that one is expected to take alone. Raises KeyboardInterrupt with everything saved.
     """
-    clock = Clock(found)
-    say(clock.begun(cell / min(workers, usable_cores())))
+    clock = Clock(found, min(workers, usable_cores()))
+    say(clock.begun(cell))
     problems: dict[str, str] = {}
     left = [t for t in found if len(t.ended()) < len(t.config.seed_list())]
     for attempt in range(ATTEMPTS):
@@ -143,17 +143,19 @@ def one(trial: Trial) -> Ended:
 class Clock:
     """How many cells are done and, from what they took, how long the others will take.
 
-    A cell that is left takes what those of its arm have taken, or those of all arms where its own has none; and the sum
-    is stretched as the clock has stretched what was recorded since it was made: by processes at once, their start, and
-    whatever else the machine does.
+    A cell that is left takes what those of its arm have taken, or those of all arms where its own has none. The sum is
+    shared by `at_once` processes until the first trial is told, whose start they had to wait for; from then on it is
+    stretched as the clock stretches what is recorded. A cell that was begun before is no measure of that.
     """
 
-    def __init__(self, found: Sequence[Trial]):
+    def __init__(self, found: Sequence[Trial], at_once: int):
+        self.at_once = at_once
         self.cells = {(t.path, seed): t.arm for t in found for seed in t.config.seed_list()}
         self.trials = len(found)
         self.before = self._done()
+        self.begun_before = {(path, seed) for path, seed in self.cells if (path / f"seed-{seed}").exists()}
         self.lost: set[Cell] = set()  # of trials that have ended without them
-        self.start = time.monotonic()
+        self.first: tuple[float, float] | None = None  # when the first trial was told, and what cells had taken by then
 
     def _done(self) -> dict[Cell, float]:
         """The seconds of every cell that has come to its end."""
@@ -168,7 +170,7 @@ class Clock:
         said = f"{self.trials} trials of {orders} orders, {len(self.cells):,} cells{rest}"
         if not left or not each:
             return said
-        return f"{said}: about {_minutes(left * each)} {ASSUMED}"
+        return f"{said}: about {_minutes(left * each / self.at_once)} {ASSUMED}"
 
     def told(self, trial: Trial, ended: Ended) -> str:
         done = self._done()
@@ -181,17 +183,19 @@ class Clock:
         return f"{len(done):,} of {len(self.cells):,} cells{left}  |  {trial.path.name}  {how}"
 
     def _left(self, done: dict[Cell, float]) -> float | None:
-        """Seconds until the last cell ends; None where none is left, or none has been done since the beginning."""
+        """Seconds until the last cell ends; None where none is left, or none has ever been done."""
         waiting = self.cells.keys() - done.keys() - self.lost
-        worked = sum(seconds for cell, seconds in done.items() if cell not in self.before)
-        if not waiting or not worked:
+        worked = sum(seconds for cell, seconds in done.items() if cell not in self.begun_before)
+        now, (then, before) = time.monotonic(), self.first or (0.0, 0.0)
+        self.first = self.first or (now, worked)
+        if not waiting or not done:
             return None
         by_arm: dict[str, list[float]] = {}
         for cell, seconds in done.items():
             by_arm.setdefault(self.cells[cell], []).append(seconds)
         usual = {arm: fmean(seconds) for arm, seconds in by_arm.items()}
         work = sum(usual.get(self.cells[cell], fmean(done.values())) for cell in waiting)
-        return work * (time.monotonic() - self.start) / worked
+        return work * (now - then) / (worked - before) if then and worked > before else work / self.at_once
 
 
 def _mean(values: Sequence[dict[str, Any]], name: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nested.contest.arms import EMA, EQUAL, Arm
 from nested.contest.verdict import LEVEL, Comparison
 from nested.report.pairs import p_value
-from nested.report.wording import counted
+from nested.wording import counted
 
 FEW_RATES, FEW_ORDERS = 5, 10
 
@@ -103,7 +104,8 @@ def _apart(against: Against) -> str:
     """What the candidate does where frontiers do not meet."""
     c = against.found
     assert c is not None
-    learns = f"learns {'less' if c.gap > 0 else 'more'} than {against.arm.title}, by {abs(c.gap):.2f} or more"
+    least = math.floor(100 * abs(c.gap)) / 100
+    learns = f"learns {'less' if c.gap > 0 else 'more'} than {against.arm.title}, by {least:.2f} or more"
     return f"{learns}, and forgets {forgets(c)} where they are nearest, at {flops(against.cost)}, {p_of(c)}"
 
 

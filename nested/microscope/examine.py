@@ -23,7 +23,7 @@ from nested.microscope.snapshots import BEFORE, Snapshots
 from nested.microscope.ticks import around_ticks, mean_effects
 from nested.plan import judged
 from nested.prepare import prepare
-from nested.report.wording import counted
+from nested.wording import counted
 
 
 def examine(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def examine(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str
     """
     config = from_dict(rundir.read_config(path))
     if not config.evaluate.snapshots:
-        text = f"{path.name} kept no snapshots of its levels; record them with: {_recording(path, config)}"
+        text = f"{path.name} kept no snapshots of its levels; record them with: {_recording(path)}"
         raise UserError(text, key="evaluate.snapshots", seen=False, allowed=True)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -144,9 +144,10 @@ def _status(seed: Path) -> str | None:
     return rundir.read_json(file)["status"] if file.is_file() else None
 
 
-def _recording(path: Path, config: Config) -> str:
-    """The run's own command, with snapshots."""
+def _recording(path: Path) -> str:
+    """The run's own command, with snapshots; where another command made the run, what to do."""
     files = sorted(path.glob("seed-*/environment.json"))
     command = rundir.read_json(files[0])["command"][1:] if files else []
-    again = command if command[:1] == ["run"] else ["run", *(f"{k}={v}" for k, v in config.choices.items())]
-    return shlex.join(["nested", *map(str, again), "evaluate.snapshots=true"])
+    if command[:1] != ["run"]:
+        return f"nested run, the values of {path / 'config.yaml'}, and evaluate.snapshots=true"
+    return shlex.join(["nested", *map(str, command), "evaluate.snapshots=true"])

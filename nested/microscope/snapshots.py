@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from nested.cost import tensor_bytes
 from nested.errors import NestedError, UserError
 from nested.levels import assign
-from nested.rundir import write_atomic
+from nested.rundir import standing, write_atomic
+from nested.wording import counted
 
 if TYPE_CHECKING:
     from nested.config import Config
@@ -183,11 +184,10 @@ def check_room(config: Config, learner: Learner) -> None:
     if not config.evaluate.snapshots:
         return
     from nested.housekeeping import size
-    from nested.report.wording import counted
 
     states, seeds = len(learner.curriculum) + 1, len(config.seed_list())
     needed = tensor_bytes(tensors(learner.model)) * states * seeds
-    free = shutil.disk_usage(Path(config.runs).expanduser().resolve()).free
+    free = shutil.disk_usage(standing(Path(config.runs).expanduser())).free
     if needed > free:
         text = (
             f"{states} snapshots of {counted(seeds, 'seed')} may take {size(needed)}, and {size(free)} are free in "

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from nested.report.records import Run
-from nested.report.wording import NONE, count, counted, listed, steps
+from nested.report.wording import NONE, count, listed, steps
+from nested.wording import counted
 
 BITS = "bits per byte"
 TOLD = 3  # differences in a label; more are in the table of configs alone

@@ -50,7 +50,7 @@ def baselines(groups: Sequence[Group], name: str | None) -> list[Member]:
         there = [m.label for m in members]
         text = f"{name!r} is not among what is compared: {'; '.join(there[:8])}{nearest(name, there)}"
         raise UserError(text, key="--baseline", seen=name, allowed=there)
-    if len(found) > 1:
+    if any(sum(m in found for m in g.members) > 1 for g in groups):
         labels = [m.label for m in found]
         text = f"{name!r} means {len(found)} of them: {'; '.join(labels[:5])}; give one of these, or the id of a run"
         several = "; without --baseline it is the first that is named of each stream" if len(groups) > 1 else ""

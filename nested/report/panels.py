@@ -21,7 +21,8 @@ from nested.report.inline import inline_svg, save_png
 from nested.report.planes import Cloud, Point, forgetting_against_learning, score_against_cost
 from nested.report.records import Array, Run, mean_of, number, on_stream
 from nested.report.sweeps import Sweep, flops_of, front, span
-from nested.report.wording import counted, every, heading, large, slug
+from nested.report.wording import every, heading, large, slug
+from nested.wording import counted
 
 BARS = 48  # more levels than this are in the table alone
 POINTS = 400  # of a curve; longer ones are averaged

@@ -21,7 +21,8 @@ from nested.report.study_figures import (
 )
 from nested.report.tables import Cell, Grid
 from nested.report.trials import ENDED, Study, Trial
-from nested.report.wording import NONE, counted, large, seconds, short
+from nested.report.wording import NONE, large, seconds, short
+from nested.wording import counted
 
 REM = 6.4  # of the page for an inch of a figure: text is as large in all
 SURE = 50  # whole trials, for importances that are more than a hint
@@ -146,7 +147,7 @@ def notes(study: Study) -> list[str]:
         bounds = ", ".join(f"{name} at most {bound:.4g} for each seed" for name, bound in study.budget.items())
         said.append(f"Trials over the budget ({bounds}) can be neither best nor on the front.")
     if again := [t.number for t in study.trials if t.deaths]:
-        said.append(f"Taken up again because a worker died: {_numbered(again)}.")
+        said.append(f"Taken up again because a worker was lost: {_numbered(again)}.")
     if same := [t.number for t in study.trials if t.same is not None]:
         said.append(f"Not run, having the values of an earlier trial and with them its numbers: {_numbered(same)}.")
     if len(study.axes) > MOST_AXES:

@@ -16,7 +16,8 @@ from typing import Any
 from nested.report.groups import UNTOLD, Group, Member, labelled
 from nested.report.records import mean_of
 from nested.report.tables import Cell, Grid, plain, rank
-from nested.report.wording import NONE, counted, heading, large, listed, score
+from nested.report.wording import NONE, heading, large, listed, score
+from nested.wording import counted
 
 RATES = ("lr", "lr_scale", "lr_ratio", "eta")
 PERIODS = ("period_steps", "chunk_tokens", "base", "ratio")

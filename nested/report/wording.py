@@ -54,11 +54,6 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 draw`, `12 draws`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def short(value: float) -> str:
     """Four figures; what rounding has left of a zero is one."""
     return f"{0.0 if abs(value) < 1e-12 else value:.4g}"

@@ -16,7 +16,6 @@ from nested import rundir
 from nested.config import from_dict, read_override
 from nested.continuing import FREE, config_difference, told
 from nested.errors import UserError
-from nested.report.wording import counted
 from nested.settings import Config
 from nested.signature import checked, value_of
 from nested.tuning import recipe, search, worth
@@ -26,6 +25,7 @@ from nested.tuning.settings import Count, Request
 from nested.tuning.space import override
 from nested.tuning.study import Study
 from nested.tuning.worth import Stream
+from nested.wording import counted
 
 RECORD = "best.json"
 ITSELF = "The best trial is the defaults themselves: the search found nothing better."

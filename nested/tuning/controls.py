@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from nested.config import composer
 from nested.errors import UserError
-from nested.report.wording import counted
 from nested.settings import Config, Seed
 from nested.tuning import search
 from nested.tuning.choice import chosen
 from nested.tuning.settings import Count, Request, request
 from nested.tuning.space import override, read
 from nested.tuning.study import Study
+from nested.wording import counted
 
 OFFLINE = {  # streams that need no download, in the order in which another one is taken
     "split_digits": "scikit-learn's digits", "permuted_digits": "scikit-learn's digits",

@@ -84,8 +84,8 @@ def create(
         "label": config.name(), "choices": config.choices,
     }  # fmt: skip
     record["request"]["tune"]["storage"] = record["storage"]
-    alone = not path.parent.exists()
-    with held(path), _nothing_left(path, alone):
+    made = [p for p in path.parents if not p.exists()]
+    with held(path), _nothing_left(path, made):
         if (path / RECORD).is_file():
             before = rundir.read_json(path / RECORD)
             _check_same(path.name, before, wanted, n_trials)
@@ -98,10 +98,10 @@ def create(
 
 
 @contextlib.contextmanager
-def _nothing_left(path: Path, alone: bool) -> Iterator[None]:
+def _nothing_left(path: Path, made: Sequence[Path]) -> Iterator[None]:
     """Take what was made of a study away again where it does not come to be, if nothing else is in its directory.
 
-    With it the directory of runs, if it was made for this study alone.
+    With it the directories that were made to hold it, the nearest first.
     """
     there = {f.name for f in path.iterdir()} - {CLAIMS}
     try:
@@ -109,9 +109,9 @@ def _nothing_left(path: Path, alone: bool) -> Iterator[None]:
     except BaseException:
         if not there:
             shutil.rmtree(path)
-            if alone:
-                with contextlib.suppress(OSError):  # another run has begun there meanwhile
-                    path.parent.rmdir()
+            with contextlib.suppress(OSError):  # another run has begun there meanwhile
+                for parent in made:
+                    parent.rmdir()
         elif RECORD not in there:
             (path / CLAIMS).unlink()
         raise
@@ -131,8 +131,8 @@ def _check_same(name: str, before: Mapping[str, Any], wanted: Mapping[str, Any],
 
 def _found(path: Path, config: Config, uri: str, objective: Objective, grace_seconds: float) -> None:
     """A new study: its directory, and its name in the storage. Raises UserError where the name is taken."""
-    if (path / "FORMAT").exists():
-        text = f"{path} is a run, not a study; name the study otherwise: tune.study=..."
+    if (path / "FORMAT").exists() or any(path.glob("*/FORMAT")):
+        text = f"{path} is a run or a contest, not a study; name the study otherwise: tune.study=..."
         raise UserError(text, key="tune.study", seen=path.name)
     made = storage.opened(uri, grace_seconds)
     known = {s.study_name: [d.name.lower() for d in s.directions] for s in made.get_all_studies()}

@@ -29,7 +29,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nested.errors import UserError
-from nested.report.wording import counted
+from nested.wording import counted
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -83,8 +83,17 @@ def pruner(tune: Tune, experiences: int, seeds: int) -> BasePruner:
     return WilcoxonPruner(p_threshold=tune.p_value) if tune.pruner == "wilcoxon" else NopPruner()
 
 
+def idle(tune: Tune, experiences: int, seeds: int) -> str | None:
+    """What to say of a pruner that can prune nothing: at its last step a trial has nothing left to spare."""
+    first = warmup(tune, experiences, seeds) if tune.pruner == "median" else 0
+    if tune.pruner == "none" or first < seeds * experiences - 1:
+        return None
+    steps = f"a trial has {counted(seeds * experiences, 'step')}, and is judged from step {first + 1} on"
+    return f"tune.pruner={tune.pruner} can prune nothing here: {steps}, but not at its last"
+
+
 def check(tune: Tune, objectives: int, n_seeds: int) -> None:
-    """Raise UserError for a pruner that cannot be used here, or could never prune."""
+    """Raise UserError for a pruner that cannot be used here, or has too few seeds for its test."""
     if objectives > 1 and tune.pruner not in ("median", "none"):
         text = f"{tune.pruner} knows one objective; several are pruned by dominance: tune.pruner=median, or none"
         raise UserError(text, key="tune.pruner", seen=tune.pruner, allowed=["median", "none"])

@@ -12,15 +12,17 @@ from nested import rundir
 from nested.config import flatten
 from nested.continuing import told
 from nested.errors import UserError, nearest
-from nested.report.wording import counted, short
+from nested.report.wording import short
 from nested.settings import Config
 from nested.signature import locate
+from nested.stopping import terminable
 from nested.tuning import launcher, pruning, samplers, space, storage
 from nested.tuning.founding import create, difference, spec
 from nested.tuning.objective import Objective, objective
 from nested.tuning.settings import Request, request
 from nested.tuning.study import DEATHS, RECORD, REFUSED, SAME, Study
 from nested.tuning.workers import RUNNER, crewed, name_of_worker, work
+from nested.wording import counted
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -80,6 +82,8 @@ def pursue(asked: Request, say: Say, runner: str = RUNNER) -> Found:
     pruning.check(asked.tune, len(sought.names), len(config.seed_list()))
     samplers.check(asked.tune, dimensions, len(sought.names))
     study = founded(asked, config, dimensions, sought, n, say)
+    if note := pruning.idle(asked.tune, n, len(config.seed_list())):
+        say(note)
     with tracking.sender(study.path, config.tracking) as sender:
         try:
             _worked(study, asked, say, runner)
@@ -128,9 +132,11 @@ def _worked(study: Study, asked: Request, say: Say, runner: str) -> None:
     if asked.launcher:
         launcher.launched(study, asked.workers, asked.launcher, news.tell, runner)
     elif asked.workers > 1:
-        crewed(study, asked.workers, news.tell, runner, say)
+        with terminable():
+            crewed(study, asked.workers, news.tell, runner, say)
     else:
-        work(study, locate(runner, "runner"), name_of_worker(), news.tell)
+        with terminable():
+            work(study, locate(runner, "runner"), name_of_worker(), news.tell)
     news.tell()
 
 
@@ -156,7 +162,8 @@ def join(path: Path, config_dir: str | None, say: Say, uri: str | None = None) -
     watched = replace(config.tracking, system_metrics=False)  # of the machine that the study's own command runs on
     with tracking.sender(study.path, watched, alone=False) as sender:
         try:
-            work(study, locate(RUNNER, "runner"), name_of_worker(), News(study, say).tell)
+            with terminable():
+                work(study, locate(RUNNER, "runner"), name_of_worker(), News(study, say).tell)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(GO_ON) from None
         finally:
@@ -215,7 +222,7 @@ def line(study: Study, trial: FrozenTrial) -> str:
     drawn = f"{counted(refused(trial), 'draw')} could not be run" if refused(trial) else ""
     same = f"the same values as trial {trial.user_attrs[SAME]}, not run" if SAME in trial.user_attrs else ""
     deaths = trial.user_attrs.get(DEATHS, 0)
-    died = f"taken up again, {counted(deaths, 'worker')} died on it" if deaths else ""
+    died = f"taken up again, {counted(deaths, 'worker')} lost on it" if deaths else ""
     parts = (f"trial {trial.number}", values, params, drawn, same, died, ended.get(trial.state.name, pruned), over)
     return "  ".join(p for p in parts if p)
 

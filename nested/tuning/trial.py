@@ -56,16 +56,27 @@ def run(study: Study, trial: Trial, worker: str, runner: Runner) -> str:
     returned as broken. Raises Busy, Interrupted (a KeyboardInterrupt), and NestedError or OSError when the machine
     failed: the trial can then go on.
     """
+    from optuna.exceptions import UpdateFinishedTrialError
+
     path = study.directory(trial.number)
+    begun = path.exists()
     path.mkdir(exist_ok=True)
     _check_free(path)
-    events = SeedDir(path)
+    try:
+        return _run(study, trial, worker, runner, begun)
+    except UpdateFinishedTrialError as error:
+        raise Busy(str(error)) from None
+
+
+def _run(study: Study, trial: Trial, worker: str, runner: Runner, begun: bool) -> str:
+    """`begun`: by a worker before this one."""
+    events = SeedDir(path := study.directory(trial.number))
     params = {d.path: d.suggest(trial) for d in study.dimensions}
     trial.set_user_attr(TRACKED, f"{study.name}/{path.name}")
     events.event("start", run_id=study.name, label=study.record["label"], trial=trial.number)
     events.event("params", values=params)
     events.event("tags", values={**study.record["choices"], "study": study.name, "trial": trial.number})
-    twin = _twin(study, params)
+    twin = None if begun else _twin(study, trial.number, params)
     ended = _taken(study, trial, twin, events) if twin else _attempt(study, trial, params, events, runner)
     state, values, reason = ended
     told = dict(zip(study.objective.names, values or []))
@@ -86,11 +97,11 @@ def _check_free(path: Path) -> None:
 Ended = tuple[str, list[float] | None, str | None]
 
 
-def _twin(study: Study, params: Mapping[str, Any]) -> FrozenTrial | None:
-    """A whole trial of these values, that has run: under the same seeds it has the same numbers, but for the clock."""
+def _twin(study: Study, number: int, params: Mapping[str, Any]) -> FrozenTrial | None:
+    """An earlier whole trial of these values, that has run: with equal seeds its numbers are equal, but the clock."""
     if "seconds" in (*study.objective.names, *study.objective.budget):
         return None
-    ran = (t for t in study.trials("COMPLETE") if SAME not in t.user_attrs)
+    ran = (t for t in study.trials("COMPLETE") if t.number < number and SAME not in t.user_attrs)
     return next((t for t in ran if t.params == params), None)
 
 
@@ -122,9 +133,7 @@ def _attempt(study: Study, trial: Trial, params: Mapping[str, Any], events: Seed
         return _judged(study, trial, outcome)
     except (UserError, Unavailable) as error:
         return "FAIL", None, str(error)
-    except UpdateFinishedTrialError as error:
-        raise Busy(str(error)) from None
-    except (NestedError, OSError):
+    except (NestedError, OSError, UpdateFinishedTrialError):
         raise
     except Exception as error:  # of a component, with these values
         traceback.print_exc()

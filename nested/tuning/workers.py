@@ -172,10 +172,10 @@ class Crew:
 
 
 def _obituary(code: int, held: list[int], again: bool) -> str:
-    """What is said of a worker that has died: how, on which trial, and whether another one takes its place."""
+    """What is said of a worker that is gone: how, on which trial, and whether another one takes its place."""
     how = f"exit status {code}" + (f", signal {signal.strsignal(-code)}" if code < 0 else ", see workers.log")
     trial = f" on trial {held[0]}" if held else " with no trial in hand"
-    return f"a worker died{trial} ({how})" + ("; another takes its place" if again else "")
+    return f"a worker was lost{trial} ({how})" + ("; another takes its place" if again else "")
 
 
 def crewed(

@@ -12,8 +12,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nested import metrics
-from nested.report.wording import counted
 from nested.tuning.objective import Objective, Unavailable, mean
+from nested.wording import counted
 
 if TYPE_CHECKING:
     from rich.table import Table

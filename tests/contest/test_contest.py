@@ -27,6 +27,7 @@ from nested.errors import UserError
 from nested.methods.ema import EMA
 from nested.report.contest import page
 from nested.run import run_trial
+from nested.tuning.search import tune
 
 SMALL = [
     "stream=split_digits", "model.hidden=[8]", "prefix=2", "trainer.epochs=2", "trainer.batch_size=32", "seeds=2",
@@ -238,18 +239,18 @@ def test_the_time_left_is_reckoned_from_what_cells_took_arm_by_arm(tmp_path: Pat
         rundir.write_json(trial.path / f"seed-{seed}" / "summary.json", {"status": status, "seconds": seconds})
 
     end(found[0], 0, 40)  # by an earlier command
-    clock = Clock(found)
+    clock = Clock(found, 1)
     assert clock.begun(20) == (
         "4 trials of 2 orders, 8 cells, 7 of them left"
         + ": about 2 min if every arm takes what a few steps of the candidate took just now, alone; measured from the "
         "first trial on"
     )
     end(found[0], 1, 60)
-    now[0] += 120  # a cell of 60 seconds took twice as long by the clock
-    assert clock.told(found[0], trials_module.Ended("done")).startswith("2 of 8 cells, about 10 min left  |  dear-1  ")
+    now[0] += 120  # processes had to start
+    assert clock.told(found[0], trials_module.Ended("done")).startswith("2 of 8 cells, about 5 min left  |  dear-1  ")
     end(found[2], 0, 10)
     end(found[2], 1, 10)
-    now[0] += 40
+    now[0] += 40  # 20 seconds took twice as long by the clock
     assert "4 of 8 cells, about 4 min left" in clock.told(found[2], trials_module.Ended("done"))
     failed = trials_module.Ended("failed", "no such thing")
     assert "4 of 8 cells, about 40 s left" in clock.told(found[1], failed)  # nobody waits for what has failed
@@ -329,3 +330,27 @@ def test_wrong_input_is_one_error_and_leaves_nothing(tmp_path: Path, words: list
         fight(tmp_path, *words)
     assert error.value.key == key
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_a_study_or_a_run_has_is_refused_and_that_of_a_contest_to_a_study(
+    whole: story.Found, tmp_path: Path
+):
+    study = ["tune.space.optim.lr.low=0.1", "tune.space.optim.lr.high=1", "tune.n_trials=1", "tune.study=small"]
+    words = ["stream=split_digits", "prefix=2", "trainer.epochs=1", "optim=sgd", "tracking.enabled=false"]
+    with pytest.raises(UserError, match="is a run or a contest, not a study"):
+        tune([*words, *study, f"runs={whole.path.parent}"], None, lambda _: None)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "FORMAT").write_text("1")
+    with pytest.raises(UserError, match="is a run or a study, not a contest"):
+        fight(tmp_path)
+
+
+def test_contests_are_listed_and_called_so(whole: story.Found):
+    assert "small  contest" in " ".join(done("list", "runs", "--runs", str(whole.path.parent)).out.split(" "))
+    with pytest.raises(UserError, match="is a contest; its runs are in it"):
+        rundir.find("small", whole.path.parent)
+
+
+def test_an_empty_list_of_rates_is_not_the_default(tmp_path: Path):
+    with pytest.raises(UserError, match="two or more different factors"):
+        fight(tmp_path, "contest.factors=[]")

@@ -121,6 +121,10 @@ def test_eta_zero_leaves_everything_else():
     assert level(arm, "reading").eta == 0.0
     assert level(arm, "reading").chunk_tokens == 4
     assert arm.config.model == config.model
+    mostly_slow = replace(facts, parameters={"fast": 100, "slow": 700})
+    one = fighting(config, mostly_slow)["equal_updates"].config
+    assert set(one.level_configs()) == {"all", "reading"}  # it reads as the candidate does, for as many epochs
+    assert (one.trainer.epochs, one.method) == (config.trainer.epochs, config.method)
 
 
 def test_levels_that_read_are_paid_for_in_epochs():

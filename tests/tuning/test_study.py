@@ -194,7 +194,7 @@ def test_who_died_on_a_trial_that_went_on_is_said_with_it(tmp_path: Path):
     assert study.put_back_all("other") == []
     assert study.put_back_all("mortal") == [0]
     assert search.show(worked(study))[0] == f"{study.name}: 1 trial: 1 complete"
-    assert "taken up again, 1 worker died on it" in search.show(study)[1]
+    assert "taken up again, 1 worker lost on it" in search.show(study)[1]
 
 
 @pytest.mark.parametrize("objective", ["acc", "[acc,flops]"])
@@ -219,6 +219,21 @@ def test_values_that_were_run_are_not_run_again(objective: str, tmp_path: Path):
     assert "the same values as trial" in search.line(study, trials[again])
     timed = worked(small_study(tmp_path / "b", *words, "tune.budget.seconds=100"))
     assert all("same_as" not in t.user_attrs for t in timed.trials()), "the clock is another each time"
+
+
+def test_a_trial_that_has_begun_goes_on_itself_though_a_later_one_has_its_values(tmp_path: Path):
+    words = ["tune.space.trainer.batch_size={choices:[8]}", "tune.pruner=none", "tune.n_trials=2"]
+    study = small_study(tmp_path, *words)
+    first = study.claim("first")
+    assert first is not None
+    study.directory(0).mkdir()
+    second = study.claim("second")
+    assert second is not None
+    assert one.run(study, second, "second", run) == "done"  # nothing earlier is whole
+    study.put_back(first._trial_id, "first", died=True)
+    worked(study)
+    assert all("same_as" not in t.user_attrs for t in study.trials())
+    assert all((study.directory(number) / "steps").exists() for number in (0, 1))
 
 
 def test_a_trial_on_which_workers_keep_dying_is_a_failed_one(tmp_path: Path):

@@ -119,7 +119,7 @@ def test_killed_workers_cost_no_trial_and_count_none_twice(
     workers.crewed(study, 4, killer.tick, SLOW, said.append)
     assert killer.killed == 2
     assert 1 <= len(said) <= 2, "who dies after the last trial is not asked for"
-    assert all("a worker died" in line and "(exit status -9, signal Killed)" in line for line in said)
+    assert all("a worker was lost" in line and "(exit status -9, signal Killed)" in line for line in said)
     assert sum(t.user_attrs.get("deaths", 0) for t in study.trials()) <= 2
     check_exact(study, worked(small_study(tmp_path / "one", *words)), 16)
 
@@ -140,7 +140,7 @@ def test_workers_that_end_by_a_mistake_are_not_replaced_for_ever(tmp_path: Path)
     said: list[str] = []
     with pytest.raises(NestedError, match=r"workers\.log"):
         workers.crewed(study, 2, lambda: None, "tuning.landscape.nothing_of_that_name", said.append)
-    assert said == ["a worker died with no trial in hand (exit status 1, see workers.log)"] * 2
+    assert said == ["a worker was lost with no trial in hand (exit status 1, see workers.log)"] * 2
     assert "nothing_of_that_name" in (study.path / "workers.log").read_text()
     assert not study.trials("RUNNING")
 

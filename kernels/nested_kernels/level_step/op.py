@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from nested_kernels.alike import alike
+from nested_kernels.arguments import check_floating
 from nested_kernels.backend import chosen, fall_back, transformed, without_triton
 from nested_kernels.level_step.chunked import level_step_chunked
 from nested_kernels.level_step.reference import level_step_reference
@@ -183,9 +184,9 @@ def _check_tensors(
             _check_each(name, "dtype", places, [x.dtype for x in there], states)
             if apart := [i for i, x in zip(places, there) if not x.is_contiguous()]:
                 raise ValueError(f"level_step: {name}[{apart[0]}] is not contiguous; contiguous tensors are allowed")
-        elif strange := [(i, x.dtype) for i, x in zip(places, there) if not x.is_floating_point()]:
-            i, seen = strange[0]
-            raise ValueError(f"level_step: {name}[{i}] has dtype {seen}; floating-point dtypes are allowed")
+        else:
+            for i, x in zip(places, there):
+                check_floating("level_step", f"{name}[{i}]", x)
 
 
 def _check_each(name: str, what: str, places: list[int], seen: list[Any], of_params: list[Any]) -> None:

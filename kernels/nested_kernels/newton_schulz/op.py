@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nested_kernels.alike import alike
+from nested_kernels.arguments import check_floating
 from nested_kernels.backend import chosen
 from nested_kernels.newton_schulz.gram import newton_schulz_gram
 from nested_kernels.newton_schulz.reference import QUINTIC, Coefficients, newton_schulz_reference
@@ -37,8 +38,7 @@ def newton_schulz(
     named = chosen("newton_schulz", backend, get_args(Backend))
     if g.ndim < 2:
         raise ValueError(f"newton_schulz: g has shape {tuple(g.shape)}; it needs a matrix, (*B, O, I)")
-    if not g.is_floating_point():
-        raise ValueError(f"newton_schulz: g is {g.dtype}; floating-point dtypes are allowed")
+    check_floating("newton_schulz", "g", g)
     wide = max(g.shape[-2:]) >= WIDE * min(g.shape[-2:])
     if named == "gram" or (named == "auto" and g.is_cuda and wide):
         return newton_schulz_gram(g, steps, coefficients)
