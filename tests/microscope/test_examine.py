@@ -161,7 +161,8 @@ def test_masked_outputs_are_judged_as_in_the_loop(tmp_path: Path) -> None:
 
 def test_a_level_on_the_token_clock_counts_for_the_level_of_its_initial_state(tmp_path: Path) -> None:
     model = ["model=hope", "model.width=8", "model.depth=1", "model.heads=2", "model.hidden=8", "levels=tokens"]
-    path = run(compose([*QUICK, *model, "trainer.epochs=1", "evaluate.snapshots=true", f"runs={tmp_path}/new/runs"])).path
+    words = [*QUICK, *model, "trainer.epochs=1", "evaluate.snapshots=true", f"runs={tmp_path}/new/runs"]
+    path = run(compose(words)).path
     found = examine(path)
     check_sums(path / "seed-0")
     assert found["players"] == ["fast", "slow"]
