@@ -10,7 +10,11 @@ from pathlib import Path
 from nested.cells import outcomes
 
 HERE = Path(__file__).parent
-SCRIPT = "import cell_functions as c, nested.cells as n; list(n.outcomes(c.sleep, [{path!r}], 1))"
+SCRIPT = (
+    "import signal, cell_functions as c, nested.cells as n; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in what a script began in the background
+    "list(n.outcomes(c.sleep, [{path!r}], 1))"
+)
 
 
 def gone(pid: int) -> bool:

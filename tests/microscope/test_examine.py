@@ -231,7 +231,7 @@ def test_a_run_without_snapshots_is_told_the_command_that_records_them(tmp_path:
     assert said.object["key"] == "evaluate.snapshots"
     assert not (path / "microscope.json").exists()
     (path / "seed-0" / "environment.json").unlink()
-    with pytest.raises(UserError, match=r"nested run .*model=mlp .*evaluate\.snapshots=true"):
+    with pytest.raises(UserError, match=r"nested run, the values of .*config\.yaml, and evaluate\.snapshots=true"):
         examine(path)
 
 

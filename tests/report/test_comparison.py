@@ -207,14 +207,12 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path):
         ({"digest": "x"}, {"digest": "y"}, ("data x0", "data y0")),
     ],
 )
-def test_an_equal_label_on_another_stream_says_which_has_its_own_colour_and_is_no_baseline(tmp_path, one, other, words):
+def test_an_equal_label_on_another_stream_says_which_and_has_its_own_colour(tmp_path, one, other, words):
     groups = grouped(made(tmp_path, {"label": "a", **one}, {"label": "a", **other}, {"label": "b", **other}))
     members = [m for g in groups for m in g.members]
     assert [m.label for m in members] == [f"a, {words[0]}", f"a, {words[1]}", "b"]
     assert [m.slot for m in members] == [0, 1, 2]
-    with pytest.raises(UserError, match=r"'a' means 2 of them: a, .*; a, .*; without --baseline") as refused:
-        baselines(groups, "a")
-    assert refused.value.allowed == [m.label for m in members[:2]]
+    assert baselines(groups, "a") == members[:2]  # in each stream its own
     assert [m.label for m in baselines(groups, f"a, {words[1]}")] == [f"a, {words[0]}", f"a, {words[1]}"]
     assert [m.label for m in baselines(groups, "b")] == [f"a, {words[0]}", "b"]
 
@@ -224,6 +222,12 @@ def test_labels_on_three_streams_say_all_in_which_they_differ(tmp_path):
     assert [m.label for g in grouped(made(tmp_path, *({"label": "a", **s} for s in streams))) for m in g.members] == [
         "a, split_digits, domain scenario", "a, split_digits, class scenario", "a, split_mnist, class scenario",
     ]  # fmt: skip
+
+
+def test_a_beginning_that_means_two_of_a_stream_is_no_baseline(tmp_path):
+    groups = grouped(made(tmp_path, {"label": "one"}, {"label": "other"}, {"label": "one", "stream": "split_mnist"}))
+    with pytest.raises(UserError, match=r"'o' means 3 of them: one, .*; other; one, .*; without --baseline"):
+        baselines(groups, "o")
 
 
 def test_each_stream_has_a_baseline_of_its_own(tmp_path):
