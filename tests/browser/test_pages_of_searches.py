@@ -46,7 +46,8 @@ def test_a_study(objective: str, tmp_path: Path, opened):
 
 def test_a_contest(tmp_path: Path, opened):
     words = ["model.hidden=[8]", "prefix=2", "trainer.epochs=2", "seeds=2", "contest.factors=[0.5,1]", "workers=1"]
-    made = contest([*FAST, *words, LEVELS, f"label='{NASTY}'", f"runs={tmp_path}"], None, lambda _: None)
+    learns = ["optim=sgd", "optim.lr=0.2", "trainer.batch_size=32"]
+    made = contest([*FAST, *words, *learns, LEVELS, f"label='{NASTY}'", f"runs={tmp_path}"], None, lambda _: None)
     found = opened(made.path / "report.html")
     assert found.undrawn() == []
     assert found.page.locator("figure svg").count() == 2
