@@ -43,8 +43,10 @@ class _Process:
 
 
 def _listen(ear: Connection) -> None:
-    """SIGTERM, and again later, when the parent closes its end or is gone; its session is its own, so that a terminal's
-    signals are the parent's alone: Ctrl-C, and Ctrl-Z, which does not hold what it has in hand."""
+    """SIGTERM, and again later, when the parent closes its end or is gone.
+
+    In a session of its own, a terminal's signals are the parent's alone: Ctrl-C; Ctrl-Z, which holds no cell in hand.
+    """
     os.setsid()
 
     def stop() -> None:

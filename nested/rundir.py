@@ -85,7 +85,8 @@ def check_writable(runs: str | Path) -> None:
 
 def standing(path: Path) -> Path:
     """The path, or the nearest of its parents that is there: it is in this that the first run makes directories."""
-    return next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+    path = path.resolve()
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def create(runs: str | Path, name: str, config: Mapping[str, Any]) -> Path:

@@ -106,18 +106,14 @@ def equal_updates(config: Config, facts: Facts) -> list[Arm]:
     updates = sum(size[n] / period(lv) for n, lv in several.items())  # parameter updates per step
     every = max(1, round(sum(size.values()) / updates))
     rate = sum(size[n] / period(lv) * lv.lr_scale for n, lv in several.items()) / updates
+    globs = [glob for lv in several.values() if not isinstance(lv.params, str) for glob in lv.params]
+    rest = alone or any(isinstance(lv.params, str) for lv in several.values())
     first = next(lv for lv in several.values() if period(lv) > 1)
-    one = replace(first, params="rest", period_steps=every, lr_scale=rate)
-    what = f"{'all' if alone else 'the slow'} levels as one that learns every {every} steps: "
-    what += "as many updates of as many parameters"
-    if alone:
-        made = with_levels(config, {**on_tokens(config), "all": one})
-    else:
-        globs = [glob for lv in several.values() if not isinstance(lv.params, str) for glob in lv.params]
-        rest = any(isinstance(lv.params, str) for lv in several.values())
-        others = {n: lv for n, lv in config.level_configs().items() if n not in several}
-        made = with_levels(config, {**others, "slow": one if rest else replace(one, params=globs)})
-    return [Arm("equal_updates", "one level, equal updates", what, made)]
+    one = replace(first, params="rest" if rest else globs, period_steps=every, lr_scale=rate)
+    others = {n: lv for n, lv in config.level_configs().items() if n not in several}
+    which, name = ("all", "all") if alone else ("the slow", "slow")
+    what = f"{which} levels as one that learns every {every} steps: as many updates of as many parameters"
+    return [Arm("equal_updates", "one level, equal updates", what, with_levels(config, {**others, name: one}))]
 
 
 def one_level(config: Config, facts: Facts) -> list[Arm]:

@@ -186,8 +186,8 @@ class Clock:
         """Seconds until the last cell ends; None where none is left, or none has ever been done."""
         waiting = self.cells.keys() - done.keys() - self.lost
         worked = sum(seconds for cell, seconds in done.items() if cell not in self.begun_before)
-        now, (then, before) = time.monotonic(), self.first or (0.0, 0.0)
-        self.first = self.first or (now, worked)
+        now, first = time.monotonic(), self.first
+        self.first = first or (now, worked)
         if not waiting or not done:
             return None
         by_arm: dict[str, list[float]] = {}
@@ -195,7 +195,9 @@ class Clock:
             by_arm.setdefault(self.cells[cell], []).append(seconds)
         usual = {arm: fmean(seconds) for arm, seconds in by_arm.items()}
         work = sum(usual.get(self.cells[cell], fmean(done.values())) for cell in waiting)
-        return work * (now - then) / (worked - before) if then and worked > before else work / self.at_once
+        if first is None or worked == first[1]:  # nothing has ended since the first look
+            return work / self.at_once
+        return work * (now - first[0]) / (worked - first[1])
 
 
 def _mean(values: Sequence[dict[str, Any]], name: str) -> str:

@@ -234,7 +234,8 @@ def refused(trial: FrozenTrial) -> int:
 
 def reached(study: Study, trial: FrozenTrial) -> int:
     """Experiences, over all seeds, after which a trial was last looked at."""
-    steps = [*trial.intermediate_values, *(int(k[3:]) for k in trial.user_attrs if k.startswith(pruning.AT))]
+    looked = (int(name.removeprefix(pruning.AT)) for name in trial.user_attrs if name.startswith(pruning.AT))
+    steps = [*trial.intermediate_values, *looked]
     each = study.experiences if study.request.tune.pruner == "wilcoxon" else 1  # that is told of whole seeds
     return each * (max(steps, default=-1) + 1)
 

@@ -106,16 +106,15 @@ def _twin(study: Study, number: int, params: Mapping[str, Any]) -> FrozenTrial |
 
 
 def _taken(study: Study, trial: Trial, twin: FrozenTrial, events: SeedDir) -> Ended:
-    """What an earlier trial of the same values came to, as this one's: nothing is run."""
+    """What an earlier trial of the same values came to, as this one's, of which nothing is told yet: it is not run."""
     trial.set_user_attr(SAME, twin.number)
     for name, value in twin.user_attrs.items():
         if name == "summary" or name.startswith(pruning.AT):
             trial.set_user_attr(name, value)
     for name, excess in twin.constraints.items():
-        if name not in trial.constraints:
-            trial.set_constraint(name, excess)
-    for step in twin.intermediate_values.keys() - study.storage.get_trial(trial._trial_id).intermediate_values.keys():
-        trial.report(twin.intermediate_values[step], step)
+        trial.set_constraint(name, excess)
+    for step, value in twin.intermediate_values.items():
+        trial.report(value, step)
     for event in rundir.read_events(study.directory(twin.number) / "events.jsonl"):
         if event["event"] == "metrics":
             events.metrics(event["step"], event["values"])

@@ -184,7 +184,7 @@ def _check_tensors(
             _check_each(name, "dtype", places, [x.dtype for x in there], states)
             if apart := [i for i, x in zip(places, there) if not x.is_contiguous()]:
                 raise ValueError(f"level_step: {name}[{apart[0]}] is not contiguous; contiguous tensors are allowed")
-        else:
+        elif not all(map(Tensor.is_floating_point, there)):
             for i, x in zip(places, there):
                 check_floating("level_step", f"{name}[{i}]", x)
 
