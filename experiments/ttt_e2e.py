@@ -32,6 +32,7 @@ Run: .venv/bin/python experiments/ttt_e2e.py [--data DIR] [WORKERS]
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import time
 from functools import partial
@@ -39,13 +40,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import compute
+from cells import compute, read
 
 from nested.report.drawing import MUTED, colour, drawn, marker
 from nested.report.inline import save_png
 
 OUT = Path("reports/ttt_e2e.jsonl")
-KEPT = Path("runs/ttt_e2e")  # weights that the other experiments read with, and where they are
+KEPT = Path("runs/ttt_e2e")  # weights of the models that are judged: the other experiments read with them
 WINDOW, CHUNK, LENGTH, BATCH, STEPS, JUDGED = 64, 16, 512, 8, 600, 64
 RATES = [1.5e-3, 3e-3, 6e-3]
 NAIVE = [0.1, 0.3, 1.0, 3.0, 10.0]
@@ -71,7 +72,7 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "H2O": {"hidden": 320, "mixer": {"_target_": f"{MEMORY}pruned_attention.HeavyHitterAttention", "budget": WINDOW}},
 }  # fmt: skip
-Cell = tuple[str, float, int, int]  # arm, outer rate, seed, steps
+Cell = tuple[str, float, int, int, str]  # arm, outer rate, seed, steps, which text
 
 
 def model_of(arm: str) -> Any:
@@ -96,12 +97,15 @@ def reading(level: Any, eta: float = 1.0) -> Any:
 
 
 def trained(cell: Cell, train: Any) -> tuple[Any, float, float]:
-    """The model after its steps on bytes, in evaluation mode; the mean loss of the last 50 steps; seconds."""
+    """The model after its steps on bytes, in evaluation mode; the mean loss of the last 50 steps; seconds.
+
+    Its weights are kept, but for those of a cell that chooses a rate.
+    """
     import torch
 
     from nested.sequences.text import windows
 
-    arm, rate, seed, steps = cell
+    arm, rate, seed, steps, _ = cell
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = model_of(arm)
@@ -118,32 +122,40 @@ def trained(cell: Cell, train: Any) -> tuple[Any, float, float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         lost.append(loss.item())
-    return model.eval(), float(np.mean(lost[-50:])), time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    if steps != SHORT:
+        KEPT.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), weights_of(cell))
+    return model.eval(), float(np.mean(lost[-50:])), seconds
 
 
-def trained_once(cell: Cell, train: Any) -> Any:
-    """As `trained`, with the weights kept for the next who asks for this model."""
+def weights_of(cell: Cell) -> Path:
+    arm, rate, seed, steps, text = cell
+    return KEPT / f"{text}-{arm}-{rate:g}-{seed}-{steps}.pt"
+
+
+def end_to_end(data: str | None) -> Any:
+    """The end-to-end model of seed 1, at its best rate; trained where its weights are not kept."""
     import torch
 
-    arm, rate, seed, steps = cell
-    file = KEPT / f"{arm}-{rate:g}-{seed}-{steps}.pt"
-    if not file.exists():
-        model = trained(cell, train)[0]
-        KEPT.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), file)
-    model = model_of(arm).eval()
-    model.load_state_dict(torch.load(file))
+    train, judged = texts(data)
+    of_text = [row for row in read(OUT) if row["text"] == digest(train, judged)]
+    cell = ("end-to-end", best(of_text, "end-to-end"), 1, STEPS, digest(train, judged))
+    if not weights_of(cell).exists():
+        return trained(cell, train)[0]
+    model = model_of("end-to-end").eval()
+    model.load_state_dict(torch.load(weights_of(cell)))
     return model
 
 
 def one(cell: Cell, data: str | None) -> dict[str, Any]:
     """Train one model; bits per byte of each judged sequence and window, in every way in which it can be read."""
-    arm, rate, seed, steps = cell
+    arm, rate, seed, steps, text = cell
     train, judged = texts(data)
     model, last, seconds = trained(cell, train)
     part = 0 if steps == SHORT else 1  # rates are chosen on other sequences than results are read from
     ways = {name: read_by_window(model, placed(judged, part), eta) for name, eta in ways_of(arm).items()}
-    about = {"arm": arm, "rate": rate, "seed": seed, "steps": steps, "seconds": seconds}
+    about = {"arm": arm, "rate": rate, "seed": seed, "steps": steps, "text": text, "seconds": seconds}
     return {**about, "parameters": sum(p.numel() for p in model.parameters()), "train": last, "windows": ways}
 
 
@@ -176,6 +188,11 @@ def texts(data: str | None) -> tuple[Any, Any]:
 
     domains = text.folders(Path(data)) if data else text.standard_library()
     return text.parts([file for files in domains.values() for file in files])
+
+
+def digest(*parts: Any) -> str:
+    """Which text it is: numbers of another one (or of another version of Python's own) are never beside these."""
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:12]
 
 
 def placed(text: Any, part: int) -> Any:
@@ -211,17 +228,17 @@ def main() -> None:
     parser.add_argument("workers", nargs="?", type=int, default=2)
     parser.add_argument("--data", help="a directory of texts; the standard library without it")
     asked = parser.parse_args()
-    names = ("arm", "rate", "seed", "steps")
+    names, text = ("arm", "rate", "seed", "steps", "text"), digest(*texts(asked.data))
     step = partial(compute, OUT, one=partial(one, data=asked.data), names=names, said=said, workers=asked.workers)
     tried = [*MAIN, *OTHERS]
-    cells: list[Cell] = [(arm, rate, 0, SHORT) for arm in tried for rate in RATES]
+    cells: list[Cell] = [(arm, rate, 0, SHORT, text) for arm in tried for rate in RATES]
     rows = step(cells=cells)
-    while more := [(arm, rate, 0, SHORT) for arm in tried for rate in beyond(rows, arm)]:
+    while more := [(arm, rate, 0, SHORT, text) for arm in tried for rate in beyond(rows, arm)]:
         cells += more
         rows = step(cells=cells)
     rates = {arm: best(rows, arm) for arm in tried} | {arm: best(rows, of) for arm, (of, _) in MORE.items()}
     steps = {arm: round(STEPS * share) for arm, (_, share) in MORE.items()}
-    cells = [(arm, rates[arm], seed, steps.get(arm, STEPS)) for arm, seeds in SEEDS.items() for seed in seeds]
+    cells = [(arm, rates[arm], seed, steps.get(arm, STEPS), text) for arm, seeds in SEEDS.items() for seed in seeds]
     rows = step(cells=cells)
     print("\n".join(conclusions(rows)))
     save_png(figure(rows), OUT.with_suffix(".png"))

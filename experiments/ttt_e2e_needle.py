@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 from cells import put, read
-from ttt_e2e import JUDGED, LENGTH, STEPS, WINDOW, placed, texts, trained_once
+from ttt_e2e import JUDGED, LENGTH, WINDOW, end_to_end, placed, texts
 
 OUT = Path("reports/ttt_e2e_needle.json")
 DISTANCES = [WINDOW // 2, WINDOW, 2 * WINDOW, 4 * WINDOW, 7 * WINDOW]  # bytes from the needle's end to its question
 DIGITS = 6
-SEED, RATE = 1, 3e-3
 
 
 def haystacks(judged: Any, numbers: Any, asked: Any, distance: int) -> Any:
@@ -68,9 +67,8 @@ def saved(model: Any, judged: Any, distance: int, frozen: bool) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="a directory of texts; the standard library without it")
-    train, judged = texts(parser.parse_args().data)
-    rows = read(OUT)
-    model = trained_once(("end-to-end", RATE, SEED, STEPS), train)
+    data = parser.parse_args().data
+    model, judged, rows = end_to_end(data), texts(data)[1], read(OUT)
     for distance in DISTANCES:
         for frozen in (False, True):
             row = {"distance": distance, "frozen": frozen, **saved(model, judged, distance, frozen)}

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 import psutil
 from cells import put, read
-from ttt_e2e import KEPT, STEPS, texts, trained_once
+from ttt_e2e import KEPT, end_to_end
 
 from nested.report.drawing import MUTED, colour, drawn
 from nested.report.inline import save_png
 
 OUT, STATES = Path("reports/ttt_e2e_stream.json"), KEPT / "stream.pt"
 BYTES, ROW, PIECE = 10_000_000, 250_000, 1024
-SEED, RATE = 1, 3e-3
 
 
 def source(root: Path | None) -> Any:
@@ -85,7 +84,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="a folder with Python files; the installed torch without it")
     torch.set_num_threads(1)
     text = source(parser.parse_args().text)
-    model = trained_once(("end-to-end", RATE, SEED, STEPS), texts(None)[0])
+    model = end_to_end(None)
     states = torch.load(STATES, weights_only=False) if STATES.exists() else {}
     rows = read(OUT)[: states["reading"].tick // ROW] if states else []  # a kill may have come between the two
     with torch.no_grad():

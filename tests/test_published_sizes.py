@@ -51,7 +51,7 @@ def test_ttt_e2e_has_the_published_shape_and_fast_weights(size: str) -> None:
 
 
 @sizes
-@pytest.mark.parametrize("kind", ["full_attention", "sliding_window"])
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_window", "hybrid_attention"])
 def test_baselines_have_the_published_shape_and_nearly_as_many_parameters(size: str, kind: str) -> None:
     layers, width, heads, hidden, narrow, prime, _ = SIZES[size]
     model, fast = model_of(f"{kind}_{size}")

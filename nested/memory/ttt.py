@@ -10,7 +10,9 @@ beside W_0 x is a masked product of x with the inputs of the layer, times their 
 
 Choices: the frame of the paper's Transformer backbone (no convolution or gate of its own), with rotary positions within
 the mini-batch, as its code; the exact GELU; the factor 2 of the squared error is left to the rate, as in its code. The
-tokens of an open mini-batch are held as they are, and read again with those that follow.
+tokens of an open mini-batch are held as they are, and read again with those that follow. The op of this name in
+`flash-linear-attention` (0.6) is another rule and not used on a GPU: what a token reads is written at its own rate, not
+at the writers', a mini-batch ends with all its writes at the last token's, and y adds net(q) where the paper adds q.
 
 Shapes: B batch, T tokens, D width, H heads, K = D / H, I and O in and out of a layer, C tokens of a mini-batch.
 """
