@@ -37,7 +37,7 @@ bench-kernels: $(READY)  ## each form of each kernel beside the others, checked 
 	@$(BIN)/python experiments/bench_kernels.py
 
 bench-study: $(READY)  ## what a study costs beside its training, and two workers beside one: ten minutes
-	@$(BIN)/python experiments/study_speed.py
+	@OMP_NUM_THREADS=1 $(BIN)/python experiments/study_speed.py
 
 kernels-slow: $(READY)  ## every kernel compiled for the chip, the slow ones too, by this Triton and by 3.6
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/triton-3.6 triton==3.6.0

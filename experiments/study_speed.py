@@ -2,14 +2,13 @@
 
 Split digits, a small model, random rates, SQLite, nothing pruned, no tracker. Outside its training is all that a worker
 does for a trial but train and judge it: claim it, suggest, write its record, report after each experience, end it.
-Two workers against one, one thread each: a study of each with a small Hope-Attention, in rounds. Trials an hour are
-counted while every worker has a trial, parts of trials included: without start-up and the wait for the last. Run:
-python experiments/study_speed.py [ROUNDS]
+Two workers against one: a study of each with a small Hope-Attention, in rounds. Trials an hour are counted while every
+worker has a trial, parts of trials included: without start-up and the wait for the last. One thread each:
+OMP_NUM_THREADS=1 python experiments/study_speed.py [ROUNDS]   (make bench-study)
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def rate(runs: Path, workers: int, turn: int) -> float:
     name = f"{workers}-workers-{turn}"
     words = [*LARGE, *EVERY, f"tune.n_trials={EACH * workers}", f"workers={workers}", *at(runs, name)]
     command = [sys.executable, "-m", "nested", "tune", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     ran = spans(runs, name)
     begin, end = sorted(a for a, _ in ran)[workers - 1], sorted(b for _, b in ran)[-workers]
     done = sum(max(0.0, min(b, end) - max(a, begin)) / (b - a) for a, b in ran)
