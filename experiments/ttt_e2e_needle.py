@@ -52,7 +52,7 @@ def saved(model: Any, judged: Any, distance: int, frozen: bool) -> dict[str, Any
     import torch
 
     draw = np.random.default_rng(0)
-    told, other = draw.integers(10**DIGITS, size=(2, JUDGED))
+    told, other = draw.integers(10**DIGITS, size=(2, JUDGED[1]))
     costs = []
     with torch.no_grad():
         for numbers in (told, other):

@@ -249,6 +249,20 @@ def check_chunks(levels: Sequence[Level], tokens: int) -> None:
             )
 
 
+def check_whole_chunks(levels: Sequence[Level], tokens: int) -> None:
+    """Raise UserError for sequences of so many tokens that are no whole number of a level's chunks."""
+    for level in token_levels(levels):
+        if tokens > level.period and tokens % level.period:
+            near = _nearest_multiple(tokens, level.period)
+            raise UserError(
+                f"sequences of {tokens} tokens are no whole number of chunks of {level.period} (levels.{level.name}): "
+                f"the last tokens would never be learned from; take {near} tokens, the nearest that is",
+                key="stream.length",
+                seen=tokens,
+                allowed=f"multiples of {level.period}",
+            )
+
+
 def _check_nesting(ordered: Sequence[Level]) -> None:
     shortest = ordered[0]
     for level in ordered:

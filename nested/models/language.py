@@ -33,7 +33,7 @@ from nested.config import Bound
 from nested.errors import UserError
 from nested.inner import Checkpoint, Chunk, Mode, check_truncate, initial_state, read
 from nested.layers.swiglu import EPS, NormedSwiGLU
-from nested.levels import Level, assign_tokens, check_chunks
+from nested.levels import Level, assign_tokens, check_chunks, check_whole_chunks
 from nested.memory.contract import ask, check_memory
 from nested.memory.window_attention import Held, WindowAttention
 from nested.precision import wide
@@ -137,12 +137,16 @@ class LanguageModel(nn.Module):
         if prime > depth:
             raise UserError(f"there are {depth} blocks", key="model.prime", seen=prime, allowed=f"0 to {depth}")
         check_truncate(inner, truncate, "model.truncate")
+        check_whole_chunks(token_levels, sample_shape[0])
         self.levels, self.truncate, self.segment = token_levels, truncate, segment
         self.inner: Mode = inner
         self.checkpoint: Checkpoint = checkpoint
         self.step: int | None = None  # outer steps so far, in training: the inner rate may warm up over them
         self.embedding = nn.Embedding(n_outputs, width)
         mixers = [other if other and (i + 1) % other_every == 0 else mixer for i in range(depth)]
+        if other is not None and other not in mixers:
+            text = f"of {depth} blocks none is number {other_every}, which takes `other`; take fewer, or more blocks"
+            raise UserError(text, key="model.other_every", seen=other_every, allowed=f"1 to {depth}")
         self.blocks = Blocks(
             Block(width, hidden, make(width=width, heads=heads), i >= depth - prime) for i, make in enumerate(mixers)
         )
@@ -152,7 +156,17 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(module.weight, std=STD)
         if warm_start is not None:
             load_weights(self, Path(warm_start))
+        self._check_windows()
         self.whole, self.mixed = self._hoisted()
+
+    def _check_windows(self) -> None:
+        """Raise UserError for a window shorter than a chunk: some tokens would be neither seen any more nor learned."""
+        chunk = min((level.period for level in self.levels), default=0)
+        for mixer in (cast(Block, block).mixer for block in self.blocks):
+            if isinstance(mixer, WindowAttention) and mixer.window is not None and mixer.window < chunk:
+                text = f"a window of {mixer.window} tokens is shorter than a chunk of {chunk}: tokens between them are "
+                text += "neither seen nor learned; take a longer window, or shorter chunks (levels.*.chunk_tokens)"
+                raise UserError(text, key="model.mixer.window", seen=mixer.window, allowed=f">= {chunk}")
 
     def _hoisted(self) -> tuple[int, bool]:
         """How many blocks `prepare` runs, and whether it runs the next one's mixer, too."""

@@ -10,6 +10,7 @@ Shapes: N windows, R rows, T tokens.
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -116,11 +117,13 @@ def _bytes(texts: Iterable[bytes]) -> Tensor:
 
 
 def manifest(domains: Mapping[str, Iterable[Path]]) -> str:
-    """A hash of names and contents: numbers are comparable only where it is equal."""
+    """A hash of names, below the folder that all files share, and contents: equal numbers need an equal one."""
     found = hashlib.blake2b(digest_size=8)
-    for name, files in domains.items():
-        for file in files:
-            found.update(f"{name}/{file.name}/".encode() + file.read_bytes())
+    listed = [(name, file) for name, files in domains.items() for file in files]
+    root = os.path.commonpath([file.parent for _, file in listed]) if listed else ""
+    for name, file in listed:
+        below = f"{name}/{file.relative_to(root).as_posix()}/"
+        found.update(below.encode("utf-8", "surrogateescape") + file.read_bytes())
     return found.hexdigest()
 
 

@@ -227,6 +227,52 @@ def test_reading_moves_weights_no_further_than_allowed() -> None:
     assert_close(shift.sqrt(), torch.full((2,), 0.5).double())
 
 
+def test_many_logits_are_computed_again_with_equal_losses_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(reading())
+    whole = model.nll(X, Y)
+    wanted = gradients(model, whole)
+    calls = []
+    monkeypatch.setattr("nested.models.language.LOGITS", 2 * len(X) * V)  # two tokens at a time
+    monkeypatch.setattr(model, "_loss", lambda *given, own=model._loss: calls.append(1) or own(*given))
+    pieces = model.nll(X, Y)
+    read_once = len(calls)
+    exact(pieces, whole)
+    for found, gradient in zip(gradients(model, pieces), wanted):
+        exact(found, gradient)
+    assert len(calls) > read_once >= 16  # two pieces for each of 8 chunks; again in the backward pass
+
+
+def cipher(n: int, seed: int, tokens: int = 48) -> Tensor:
+    """(n, tokens + 1): what follows a token is the same throughout a sequence, not in the next; a tenth is random."""
+    draw = torch.Generator().manual_seed(seed)
+    follows = torch.stack([torch.randperm(V, generator=draw) for _ in range(n)])
+    x = torch.randint(V, (n, tokens + 1), generator=draw)
+    at_random = torch.rand(n, tokens, generator=draw) < 0.1
+    for t in range(tokens):
+        x[:, t + 1] = torch.where(at_random[:, t], x[:, t + 1], follows[torch.arange(n), x[:, t]])
+    return x
+
+
+def test_what_was_trained_end_to_end_gains_by_reading_and_more_than_dynamic_evaluation() -> None:
+    losses = {}
+    for inner in ("full", "off"):
+        model = small(reading(chunk=4), window=4, inner=inner).float()
+        optimizer = torch.optim.Adam(model.parameters(), 0.02)
+        for step in range(40):
+            x = cipher(16, seed=1000 + step)
+            optimizer.zero_grad()
+            model.nll(x[:, :-1], x[:, 1:]).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        x = cipher(64, seed=1)
+        with torch.no_grad():
+            model.eval()
+            losses[inner] = [float(model.nll(x[:, :-1], x[:, 1:], frozen).mean()) for frozen in (False, True)]
+    (ours, frozen), (naive, sliding) = losses["full"], losses["off"]
+    assert ours < frozen - 0.1
+    assert ours < min(naive, sliding) - 0.02
+
+
 def exported(model: LanguageModel, folder: Path) -> str:
     save_file(model.state_dict(), folder / "model.safetensors")
     return str(folder)
@@ -243,6 +289,21 @@ def test_a_warm_start_is_the_same_function_and_learns_to_learn(tmp_path: Path, w
         model.nll(X, Y).mean().backward()
         optimizer.step()
     assert (model.nll(X, Y) - model.nll(X, Y, frozen=True)).abs().max() > 1e-4
+
+
+def test_a_warm_start_is_trained_on_a_longer_text(tmp_path: Path) -> None:
+    plain = small(prime=0, window=None)
+    model = small(reading(), window=12, warm_start=exported(plain.float(), tmp_path)).double()
+    long = some(49, batch=4)
+    x, y = long[:, :-1], long[:, 1:]
+    optimizer, losses = torch.optim.Adam(model.parameters(), 0.01), []
+    for _ in range(8):
+        losses.append(model.nll(x, y).mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.1
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
 
 
 def test_a_warm_start_extends_to_a_longer_text_and_a_window(tmp_path: Path) -> None:
@@ -270,7 +331,13 @@ def test_wrong_input_is_named() -> None:
     with pytest.raises(UserError, match="the targets of this stream are others"):
         small().nll(X, Y.flip(1))
     with pytest.raises(UserError, match="longer than the sequence"):
-        small(reading(chunk=25)).nll(X, Y)
+        small(reading(chunk=25), window=None).nll(X, Y)
+    with pytest.raises(UserError, match=r"stream.length: sequences of 12 tokens .* of 5 \(levels.reading\).* take 10"):
+        small(reading(chunk=5))
+    with pytest.raises(UserError, match=r"model.mixer.window: a window of 3 tokens is shorter than a chunk of 4"):
+        small(reading(chunk=4), window=3)
+    with pytest.raises(UserError, match=r"model.other_every: of 3 blocks none is number 6"):
+        small(other=WindowAttention)
     with pytest.raises(UserError, match="into an even size"):
         WindowAttention(8, 8)
     with pytest.raises(UserError, match="there are 3 blocks"):

@@ -67,6 +67,16 @@ def test_a_manifest_tells_names_and_contents_apart(root):
     assert manifest(folders(root, ".txt")) not in (before, changed)
 
 
+def test_a_manifest_tells_folders_apart_in_which_files_lie(tmp_path):
+    files = [tmp_path / "domain" / name / "same.txt" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"same")
+    before = manifest(folders(tmp_path))
+    files[0].parent.rename(tmp_path / "domain" / "c")
+    assert manifest(folders(tmp_path)) != before
+
+
 def test_windows_are_pieces_of_the_text_from_its_first_byte_to_its_last():
     text = torch.arange(10, dtype=torch.uint8)
     x = windows(text, 4, 200, torch.Generator().manual_seed(0))

@@ -196,7 +196,7 @@ def test_a_model_that_learns_while_it_reads_takes_its_outer_gradient_through_it(
     level = Level("reading", ("*.prime.mlp.*",), 8, "token", gather="mean", eta=1.0)
     torch.manual_seed(0)
     model = LanguageModel(
-        sample_shape=(25,), n_outputs=11, vocabulary=11, per_position=True, token_levels=(level,), width=16, depth=3,
+        sample_shape=(24,), n_outputs=11, vocabulary=11, per_position=True, token_levels=(level,), width=16, depth=3,
         heads=2, hidden=16, prime=2, mixer=lambda width, heads: WindowAttention(width, heads, window=12),
     )  # fmt: skip
     with torch.no_grad():
