@@ -165,16 +165,16 @@ def weights_of(cell: Cell) -> Path:
     return KEPT / f"{text}-{arm}-{rate:g}-{seed}-{steps}.pt"
 
 
-def end_to_end(data: str | None) -> Any:
-    """The end-to-end model of seed 1, at its best rate; trained where its weights are not kept."""
+def judged_model(arm: str, data: str | None) -> Any:
+    """The arm's model of seed 1, at its best rate; trained where its weights are not kept."""
     import torch
 
     train, judged = texts(data)
     of_text = [row for row in read(OUT) if row["text"] == digest(train, judged)]
-    cell = ("end-to-end", chosen(of_text, "end-to-end")[0]["rate"], 1, STEPS, digest(train, judged))
+    cell = (arm, chosen(of_text, arm)[0]["rate"], 1, STEPS, digest(train, judged))
     if not weights_of(cell).exists():
         return trained(cell, train)[0]
-    model = model_of("end-to-end").eval()
+    model = model_of(arm).eval()
     model.load_state_dict(torch.load(weights_of(cell)))
     return model
 

@@ -2,10 +2,13 @@
 
 A line `secret = NNNNNN` is put into files that were not trained on, then `secret = ` comes again after so many bytes.
 Measured are the bits that the six digits then cost, minus their cost where another number had stood in the line: what
-having read the needle saves, paired over 64 haystacks. Within the window attention can copy; beyond it what was
-learned can. The paper's own retrieval beyond the window is nil (arXiv 2512.23675, on S-NIAH).
+having read the needle saves, paired over 256 haystacks. Within the window attention can copy; four windows in a row
+reach 252 bytes; beyond that only what was learned can answer. So what counts there is what reading with updates saves
+more than reading frozen, paired. The full attention of the same study, which sees all, is the positive control.
 
-Budget: fifteen minutes of one core (it trains the end-to-end model of ttt_e2e.py, if none is kept).
+Expected: nothing beyond 252 bytes; the paper's own retrieval beyond the window is nil (arXiv 2512.23675, on S-NIAH).
+
+Budget: five minutes of one core after ttt_e2e.py, whose models it reads with (it trains them where they are not kept).
 Numbers: reports/ttt_e2e_needle.json.
 Run: .venv/bin/python experiments/ttt_e2e_needle.py [--data DIR]
 """
@@ -18,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import put, read
-from ttt_e2e import JUDGED, LENGTH, WINDOW, end_to_end, placed, texts
+from cells import put
+from ttt_e2e import JUDGED, LENGTH, WINDOW, judged_model, placed, texts
 
 OUT = Path("reports/ttt_e2e_needle.json")
 DISTANCES = [WINDOW // 2, WINDOW, 2 * WINDOW, 4 * WINDOW, 7 * WINDOW]  # bytes from the needle's end to its question
@@ -47,8 +50,8 @@ def lines(name: str, numbers: Any) -> Any:
     return torch.tensor([list(f"{name}{n:0{DIGITS}d}".encode()) for n in numbers])
 
 
-def saved(model: Any, judged: Any, distance: int, frozen: bool) -> dict[str, Any]:
-    """Bits that having read the number saves on its digits, each haystack paired with one of another number."""
+def saved(model: Any, judged: Any, distance: int, frozen: bool) -> Any:
+    """Bits that having read the number saves on its digits, each haystack paired with one of another number: (256,)."""
     import torch
 
     draw = np.random.default_rng(0)
@@ -57,26 +60,29 @@ def saved(model: Any, judged: Any, distance: int, frozen: bool) -> dict[str, Any
     with torch.no_grad():
         for numbers in (told, other):
             text = haystacks(judged, numbers, told, distance)
-            costs.append(model.nll(text[:, :-1], text[:, 1:], frozen=frozen)[:, -DIGITS:].sum(1) / math.log(2))
-    from nested.metrics import paired
-
-    mean, half, p = paired((costs[1] - costs[0]).double().numpy())
-    return {"saved_bits": mean, "ci95": half, "p": p, "cost_bits": float(costs[1].mean())}
+            found = [model.nll(t[:, :-1], t[:, 1:], frozen=frozen)[:, -DIGITS:].sum(1) for t in text.split(16)]
+            costs.append(torch.cat(found) / math.log(2))
+    return (costs[1] - costs[0]).double().numpy()
 
 
 def main() -> None:
+    from nested.metrics import paired
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="a directory of texts; the standard library without it")
     data = parser.parse_args().data
-    model, judged, rows = end_to_end(data), texts(data)[1], read(OUT)
+    judged, rows = texts(data)[1], []
+    ours, full = (judged_model(arm, data) for arm in ("end-to-end", "full"))
     for distance in DISTANCES:
-        for frozen in (False, True):
-            row = {"distance": distance, "frozen": frozen, **saved(model, judged, distance, frozen)}
-            rows = [r for r in rows if (r["distance"], r["frozen"]) != (distance, frozen)] + [row]
-            put(OUT, rows, [row])
-            how = "frozen" if frozen else "reading"
+        frozen, reading = (saved(ours, judged, distance, frozen=way) for way in (True, False))
+        ways = {"full attention": saved(full, judged, distance, frozen=True), "frozen": frozen, "reading": reading,
+                "reading minus frozen": reading - frozen}  # fmt: skip
+        for way, bits in ways.items():
+            mean, half, p = paired(bits)
+            rows.append({"distance": distance, "way": way, "saved_bits": mean, "ci95": half, "p": p})
+            put(OUT, rows, rows[-1:])
             print(
-                f"{distance} bytes, {how}: {row['saved_bits']:.2f} +- {row['ci95']:.2f} of {row['cost_bits']:.1f} bits"
+                f"{distance} bytes, {way}: {mean:+.2f} +- {half:.2f} bits of the {DIGITS * math.log2(10):.1f} of a number"
             )
 
 
