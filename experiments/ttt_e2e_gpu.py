@@ -29,8 +29,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "TTT-E2E": {"mixer": WINDOW, "hidden": 1664, "prime": 3, "checkpoint": "group", "segment": 8192},
     "full": {"mixer": {**WINDOW, "window": None}, "hidden": 2048},
     "sliding": {"mixer": WINDOW, "hidden": 2048, "segment": 8192},
-    "Mamba-2": {"mixer": {"_target_": f"{MEMORY}mamba2.Mamba2", "key_size": 128}, "hidden": 1200},
-    "Gated DeltaNet": {"mixer": {"_target_": f"{MEMORY}gated_delta_net.GatedDeltaNet"}, "hidden": 900},
+    "Mamba-2": {"mixer": {"_target_": f"{MEMORY}mamba2.Mamba2", "key_size": 128}, "hidden": 1472},
+    "Gated DeltaNet": {"mixer": {"_target_": f"{MEMORY}gated_delta_net.GatedDeltaNet"}, "hidden": 1040},
 }
 SHAPE = {"width": 768, "depth": 12, "heads": 12}
 TINY = {"width": 32, "depth": 4, "heads": 2, "hidden": 32}
@@ -79,9 +79,7 @@ def check(device: str) -> None:
     at_rate_0 = model.nll(x, y)
     model.levels = ()
     torch.testing.assert_close(at_rate_0, model.nll(x, y), rtol=1e-10, atol=1e-10)
-    print(
-        "checked: second-order outer gradient, the same as timed, in pieces; rate 0 is the sliding window", flush=True
-    )
+    print("checked: second-order outer gradient, as it is timed; in pieces; rate 0 is the sliding window", flush=True)
 
 
 def one(cell: tuple[str, int], device: str, tiny: bool) -> dict[str, Any]:

@@ -81,9 +81,7 @@ def main() -> None:
             mean, half, p = paired(bits)
             rows.append({"distance": distance, "way": way, "saved_bits": mean, "ci95": half, "p": p})
             put(OUT, rows, rows[-1:])
-            print(
-                f"{distance} bytes, {way}: {mean:+.2f} +- {half:.2f} bits of the {DIGITS * math.log2(10):.1f} of a number"
-            )
+            print(f"{distance} bytes, {way}: {mean:+.2f} +- {half:.2f} of {DIGITS * math.log2(10):.1f} bits")
 
 
 if __name__ == "__main__":
