@@ -50,6 +50,22 @@ def test_ttt_e2e_has_the_published_shape_and_fast_weights(size: str) -> None:
     assert parameters(model) == expected(layers, width, heads, hidden, prime)
 
 
+@pytest.mark.parametrize(
+    ("size", "steps", "batch", "tokens"),
+    [("125m", 120, 32, "126M"), ("350m", 337, 32, "353M"), ("760m", 725, 32, "760M"), ("1b", 1250, 32, "1311M"),
+     ("3b", 1300, 64, "2726M")],
+)  # fmt: skip
+def test_the_extension_has_the_published_length_rate_and_number_of_tokens(
+    size: str, steps: int, batch: int, tokens: str
+) -> None:
+    config, before = (compose([f"recipe=ttt_e2e_{size}{more}"]) for more in ("_32k", ""))
+    assert (config.stream["length"], config.optim["lr"], config.trainer.batch_size) == (32_768, 4e-4, batch)
+    assert config.stream["n_train"] == steps * batch
+    assert f"{32_768 * steps * batch / 1e6:.0f}M" == tokens
+    assert config.model == before.model
+    assert config.level_configs()["reading"].eta_warmup_steps == 0
+
+
 @sizes
 @pytest.mark.parametrize("kind", ["full_attention", "sliding_window", "hybrid_attention"])
 def test_baselines_have_the_published_shape_and_nearly_as_many_parameters(size: str, kind: str) -> None:
