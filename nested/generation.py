@@ -6,6 +6,7 @@ Shapes: B samples, n tokens.
 from __future__ import annotations
 
 import codecs
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nested import exported, reading
 from nested.errors import UserError
 from nested.inner import Mode
-from nested.levels import token_levels
 from nested.sequences.text import as_bytes
 from nested.sequences.tokenizer import TokenizerFile
 
@@ -37,7 +36,7 @@ class Asked:
     samples: int = 1  # continuations, each with weights of its own
     seed: int = 0
     frozen: bool = False  # learn nothing, neither from the text nor from what is written
-    keep: int = 0  # updates that can be undone later, kept in the state
+    keep: int = 0  # updates that can be undone later
     shift_norm: float | None = None  # how far reading may move the weights of a level
     undo: int = 0  # updates to undo before anything is read
 
@@ -89,8 +88,8 @@ class Writer:
         if copies < self.asked.samples:
             self.reading = reading.repeated(self.reading, self.asked.samples)
 
-    def write(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """New tokens (B,), one at a time, and the text of each sample that is whole characters with it."""
+    def write(self) -> Iterator[list[str]]:
+        """With each new token the text of each sample that is whole characters then; at the end what is cut off."""
         assert self.reading is not None, "read first"
         draw = torch.Generator(self.device).manual_seed(self.asked.seed)
         spell = self.tokenizer.spell if self.tokenizer else lambda token: bytes([token])
@@ -100,10 +99,11 @@ class Writer:
             self.asked.mode, self.asked.keep,
         )  # fmt: skip
         for token, self.reading in made:
-            yield token, [d.decode(spell(int(t))) for d, t in zip(decoders, token)]
+            yield [d.decode(spell(int(t))) for d, t in zip(decoders, token)]
+        yield [d.decode(b"", final=True) for d in decoders]
 
     def save(self, file: Path) -> None:
-        """Write the state, for another time."""
+        """Write the state, for another time. Raises UserError."""
         assert self.reading is not None, "read first"
         reading.save(file, self.model, self.reading)
 
@@ -113,9 +113,7 @@ class Writer:
         state, start = self.reading.state, dict(self.model.named_parameters())
         moved = [(w - start[n]).square().flatten(1).sum(1) for n, w in state.fast.items()]  # (B,) each
         shift = torch.stack(moved).sum(0).sqrt().tolist() if moved else [0.0] * len(self.reading.logits)
-        levels = token_levels(self.model.levels)
-        updates = state.tick // levels[0].period if levels and not self.asked.frozen else 0
-        return {"tokens_read": self.reading.tokens, "updates": updates, "shift_norm": shift}
+        return {"tokens_read": self.reading.tokens, "updates": self.reading.updates, "shift_norm": shift}
 
 
 def text_of(file: str | None, prompt: str | None) -> bytes:
@@ -125,6 +123,21 @@ def text_of(file: str | None, prompt: str | None) -> bytes:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}", key="file", seen=file) from None
     return read + (prompt or "").encode("utf-8", "surrogateescape")
+
+
+def target(file: str) -> Path:
+    """The file that a state will be written to. Raises UserError where it cannot be, before anything is read."""
+    path = Path(file).expanduser()
+    text = None
+    if path.is_dir():
+        text = f"{path} is a directory; give a file"
+    elif not path.parent.is_dir():
+        text = f"{path.parent} is no directory; make it, or write elsewhere"
+    elif not os.access(path.parent, os.W_OK):
+        text = f"nothing can be written in {path.parent}; write elsewhere"
+    if text:
+        raise UserError(text, key="state_out", seen=file)
+    return path
 
 
 def _language_model(found: exported.Export, device: str) -> Any:

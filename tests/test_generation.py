@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from nested import reading
 from nested.cli import main
 from nested.config import compose
 from nested.export import export
@@ -83,8 +85,40 @@ def test_updates_that_were_kept_can_be_undone(folder, capsys, tmp_path) -> None:
     state = str(tmp_path / "state.safetensors")
     generated(capsys, str(folder), "--prompt", "a text of words", "--tokens", "0", "--state-out", state, "--keep", "3")
     undone = generated(capsys, str(folder), "--state-in", state, "--undo", "2", "--tokens", "0")
-    assert undone["tokens_read"] == 5  # 15 were read: updates after 4, 8 and 12
-    assert "3 states are kept" in refused(capsys, str(folder), "--state-in", state, "--undo", "3")
+    assert (undone["tokens_read"], undone["updates"]) == (8, 1)  # 15 were read: updates after 4, 8 and 12
+    first = generated(capsys, str(folder), "--state-in", state, "--undo", "3", "--tokens", "0")
+    assert (first["tokens_read"], first["updates"], first["shift_norm"]) == (4, 0, [0.0])
+    assert "3 of 3 updates were kept" in refused(capsys, str(folder), "--state-in", state, "--undo", "4")
+    assert "give the state with --state-in" in refused(capsys, str(folder), "--prompt", "a", "--undo", "1")
+
+
+def test_a_state_is_read_on_with_the_levels_it_was_read_with(folder, capsys, tmp_path) -> None:
+    state = str(tmp_path / "state.safetensors")
+    generated(capsys, str(folder), "--prompt", "a text", "--tokens", "0", "--state-out", state)
+    told = refused(capsys, str(folder), "--state-in", state, "--shift-norm", "0.1")
+    assert "levels.reading.shift_norm was None there and is 0.1 here" in told
+
+
+def test_a_state_that_could_not_be_written_is_refused_before_anything_is_read(folder, capsys, tmp_path) -> None:
+    for wrong, said in ((tmp_path / "none" / "state", "is no directory; make it"), (tmp_path, "give a file")):
+        told = refused(capsys, str(folder), "--prompt", "a", "--state-out", str(wrong), "--file", str(tmp_path / "no"))
+        assert "state_out: " in told
+        assert said in told
+        assert "runs=" not in told
+
+
+def test_a_frozen_read_makes_no_updates_and_later_ones_are_counted(folder, capsys, tmp_path) -> None:
+    state = str(tmp_path / "state.safetensors")
+    ask = ("--tokens", "0", "--state-out", state)
+    assert generated(capsys, str(folder), "--prompt", "a text of", "--frozen", *ask)["updates"] == 0  # 9 tokens
+    assert generated(capsys, str(folder), "--state-in", state, "--prompt", "words", *ask)["updates"] == 1  # after 12
+    assert generated(capsys, str(folder), "--state-in", state, "--prompt", "words", "--frozen", *ask)["updates"] == 1
+
+
+def test_a_last_character_that_is_cut_off_is_shown(folder, capsys, monkeypatch) -> None:
+    euro = iter("a€".encode()[:3])  # a, and two bytes of three
+    monkeypatch.setattr(reading, "draw", lambda logits, *_: torch.full((len(logits),), next(euro)))
+    assert generated(capsys, str(folder), "--prompt", "a", "--tokens", "3")["texts"] == ["a\ufffd"]
 
 
 def test_reading_moves_the_weights_no_further_than_asked(folder, capsys) -> None:

@@ -147,13 +147,19 @@ def generate(
     shift_norm: Annotated[float | None, typer.Option(help="how far reading may move the weights, a norm")] = None,
     state_in: Annotated[str | None, typer.Option(help="state to go on from")] = None,
     state_out: Annotated[str | None, typer.Option(help="file to keep the state in afterwards")] = None,
-    keep: Annotated[int, typer.Option(min=0, help="states after the last updates that --state-out keeps")] = 0,
-    undo: Annotated[int, typer.Option(min=0, help="updates of --state-in to undo first, if they were kept")] = 0,
+    keep: Annotated[int, typer.Option(min=0, help="last updates that --undo can undo in --state-out")] = 0,
+    undo: Annotated[
+        int, typer.Option(min=0, help="last updates of --state-in to undo first; later text is unread")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Read a text with an exported language model, which learns as it reads, and write on."""
-    from nested.generation import Asked, Writer, text_of
+    from nested.errors import UserError
+    from nested.generation import Asked, Writer, target, text_of
 
+    if undo and not state_in:
+        raise UserError("there is nothing to undo; give the state with --state-in", key="undo", seen=undo)
+    state_file = target(state_out) if state_out else None
     asked = Asked(tokens, temperature, top_p, samples, seed, frozen, keep, shift_norm, undo)
     text = text_of(file, prompt)
     writer = Writer(Path(folder).expanduser(), asked)
@@ -161,12 +167,12 @@ def generate(
         writer.restore(Path(state_in).expanduser())
     writer.read(text, say)
     written = [""] * samples
-    for _, pieces in writer.write():
+    for pieces in writer.write():
         written = [text + piece for text, piece in zip(written, pieces)]
         if samples == 1 and not as_json:
             print(pieces[0], end="", flush=True)
-    if state_out:
-        writer.save(Path(state_out).expanduser())
+    if state_file:
+        writer.save(state_file)
     if as_json:
         emit(texts=written, state=state_out, **writer.about())
         return
