@@ -21,6 +21,7 @@ Shapes: B batch, n tokens read, p tokens of the open chunk, C tokens of a chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -28,11 +29,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from nested.errors import Diverged, UserError
 from nested.levels import Level, assign_tokens, due, eta_at, next_slower, token_levels
 from nested.precision import wide, wide_dtype
+from nested.recompute import OTHERWISE, Handed, plain, recomputed
 from nested.signature import accepts, pair
 
 Mode = Literal["full", "truncated", "first_order", "off"]
@@ -121,10 +122,12 @@ def read(
     The outer gradient passes all updates (full), at most `truncate` of a level in a row (truncated: one number or one
     by level name, a level not named being full), or none (first_order). Initial states always get theirs. Without grad
     the modes are equal and no graph is kept. `checkpoint` computes each chunk again in the outer backward pass, or
-    groups of about sqrt(chunks), and within a group each chunk: what is kept is the state at every chunk, or at about
-    2 sqrt(chunks) of them. `step` counts the outer steps before this one, for levels whose rate warms up; None is after
-    it. Always computed eagerly: code compiled around it is left for it, since a compiled backward pass has no second
-    derivative, and may return the first-order gradient without a word.
+    groups of about sqrt(chunks), and within a group each chunk: what is kept is the state before each chunk, or before
+    about 2 sqrt(chunks) of them, for one forward pass more, or two. Losses and gradients are those of "none" to the bit
+    (`recompute` says how, and but for what), and a gradient of the outer gradient is refused. `step` counts the outer
+    steps before this one, for levels whose rate warms up; None is after it. Always computed eagerly: code compiled
+    around it is left for it, since a compiled backward pass has no second derivative, and may return the first-order
+    gradient without a word.
 
     Raises UserError for a state of other batch size, device, dtype or names, for inference mode, and for a fast weight
     without a gradient; Diverged, naming the level, when a loss or an inner gradient is not finite.
@@ -150,20 +153,31 @@ def _read(loop: _Loop, state: FastState, tokens: Tensor, checkpoint: Checkpoint)
         Chunk(_sliced(inputs, first, first + length), tokens[:, first + 1 : first + length + 1])
         for first in range(0, labelled, length)
     ]
-    closed = labelled // length
-    losses, finite = [], []
-    step_of = partial(recomputed, use_reentrant=False) if checkpoint == "group" else _called
-    for group in _groups(chunks[:closed], checkpoint):
-        nll, state, fine = step_of(loop.steps, state, group, checkpoint != "none")
-        losses += nll
-        finite += fine
-    for chunk in chunks[closed:]:
-        nll, _ = loop.loss(state.fast, state.carry, chunk)
-        losses.append(nll)
-        finite.append(loop.finite(nll))
+    given = (loop.apart(), vars(state), chunks)
+    _, (_, after, losses, finite) = _in_parts(loop, _sizes(checkpoint, len(chunks)), loop.parameters(), given)
     loop.check_finite(finite, start)
     nll = torch.cat(losses, 1)[:, returned:] if losses else loop.none(tokens)
-    return nll, replace(state, pending=tokens[:, closed * length :] if tokens.shape[1] else None)
+    closed = labelled // length * length
+    return nll, FastState(**{**after, "pending": tokens[:, closed:] if tokens.shape[1] else None})
+
+
+def _in_parts(loop: _Loop, sizes: Sequence[int], parameters: Handed, given: Any) -> tuple[Handed, Any]:
+    """Chunks in order; in parts of the first size that are computed again, if any, and these in parts of the second.
+
+    Given are the initial states that are no parameters, the state, and the chunks; returned are, after the parameters,
+    these initial states and the state after the chunks, and losses of each and what was finite in it.
+    """
+    start, state, chunks = given
+    if not sizes:
+        return parameters, (start, *loop.steps(parameters, start, FastState(**state), chunks))
+    handed, losses, finite = parameters, [], []
+    for first in range(0, len(chunks), sizes[0]):
+        part = (start, state, chunks[first : first + sizes[0]])
+        run = partial(_in_parts, loop, sizes[1:])
+        handed, (start, state, nll, fine) = recomputed(run, parameters, handed, part)
+        losses += nll
+        finite += fine
+    return handed, (start, state, losses, finite)
 
 
 class _Loop:
@@ -203,21 +217,39 @@ class _Loop:
             raise UserError(text, seen=seen, allowed=wanted)
         return nll, carry
 
+    def parameters(self) -> list[Tensor]:
+        """The model's."""
+        return [p for _, p in self.model.named_parameters()]
+
+    def apart(self) -> Weights:
+        """Initial states that are not the parameters themselves, but wider copies."""
+        own = {id(p) for p in self.parameters()}
+        return {n: w for n, w in self.start.items() if id(w) not in own}
+
     def steps(
-        self, state: FastState, chunks: Sequence[Chunk], checkpoint: bool
-    ) -> tuple[list[Tensor], FastState, list[Tensor]]:
-        """Closed chunks in order: losses of each, the state after them, and what was finite in each."""
-        losses, finite = [], []
+        self, parameters: Handed, start: Weights, state: FastState, chunks: Sequence[Chunk]
+    ) -> tuple[dict[str, Any], list[Tensor], list[Tensor]]:
+        """Chunks in order: the state after them, losses of each, and what was finite in each."""
+        if any(p is not q for p, q in zip(self.parameters(), parameters, strict=True)):
+            text = "the model's parameters are others in the backward pass than they were in the forward pass"
+            raise UserError(f"{text}; leave them in place until then, or {OTHERWISE}", key="checkpoint")
+        loop, losses, finite = copy(self), [], []
+        loop.start = self.start | start
         for chunk in chunks:
-            found = recomputed(self.step, state, chunk, use_reentrant=False) if checkpoint else self.step(state, chunk)
-            nll, state, fine = found  # type: ignore[misc]
+            nll, state, fine = loop.step(state, chunk)
             losses.append(nll)
             finite.append(fine)
-        return losses, state, finite
+        return vars(state), losses, finite
 
     def step(self, state: FastState, chunk: Chunk) -> tuple[Tensor, FastState, Tensor]:
-        """One closed chunk: its losses, the state after the updates due, and what was finite (loss, then levels)."""
+        """One chunk: its losses, the state after the updates due, and what was finite (loss, then levels).
+
+        An open chunk, shorter than the others, changes nothing until it is closed.
+        """
         outer, tick = torch.is_grad_enabled(), state.tick + chunk.labels.shape[1]
+        if self.chunk and chunk.labels.shape[1] < self.chunk:
+            nll, _ = self.loss(state.fast, state.carry, chunk)
+            return nll, state, self.finite(nll)
         if self.mode == "off":
             nll, carry = self.loss(state.fast, state.carry, chunk)
             skipped = [n for level in self.levels if due(level, tick) for n in self.members[level.name]]
@@ -316,14 +348,11 @@ class _Loop:
         raise Diverged(f"the loss is not finite {where}, {cause}")
 
 
-def _groups(chunks: Sequence[Chunk], checkpoint: Checkpoint) -> list[Sequence[Chunk]]:
-    """All in one, or in groups of about sqrt(chunks) where each group is computed again."""
-    size = max(1, round(len(chunks) ** 0.5)) if checkpoint == "group" else max(1, len(chunks))
-    return [chunks[i : i + size] for i in range(0, len(chunks), size)]
-
-
-def _called(function: Any, *given: Any) -> Any:
-    return function(*given)
+def _sizes(checkpoint: Checkpoint, chunks: int) -> tuple[int, ...]:
+    """Of the parts that are computed again, in chunks, and of their parts in turn; none without grad."""
+    if checkpoint == "none" or not torch.is_grad_enabled():
+        return ()
+    return (1,) if checkpoint == "chunk" else (max(1, round(chunks**0.5)), 1)
 
 
 def check_truncate(mode: str, truncate: object, key: str = "truncate") -> None:
@@ -397,13 +426,4 @@ def _sliced(tree: Any, first: int, last: int) -> Any:
 
 def _detached(tree: Any) -> Any:
     """Raises UserError for a leaf that may hide a graph."""
-
-    def leaf(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return x.detach()
-        if x is None or isinstance(x, bool | int | float | str):
-            return x
-        text = f"a carry may hold tensors, numbers and None, in tuples, lists and dicts, not {type(x).__name__}"
-        raise UserError(text, key="carry", seen=type(x).__name__)
-
-    return tree_map(leaf, tree)
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else plain(x), tree)

@@ -1,7 +1,8 @@
 """The inner loop against a loop over sequences and tokens, finite differences, and itself in pieces."""
 
 import math
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -329,16 +330,236 @@ def test_a_batch_equals_its_sequences_one_by_one() -> None:
         assert_close(w, torch.cat([s.fast[n] for _, s in alone]), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(("mode", "truncate"), MODES)
-@pytest.mark.parametrize("how", ["chunk", "group"])
-def test_checkpointed_equals_not(mode: str, truncate: int | None, how: str) -> None:
-    model, tokens, levels = TinyReader(), some(16), three(clip_norm=0.2)
-    nll, state = fresh(model, levels, tokens, mode=mode, truncate=truncate)
-    again, other = fresh(model, levels, tokens, mode=mode, truncate=truncate, checkpoint=how)
+RESET = [level("fast", ("a",), 2, reset=True, shift_norm=0.1), level("slow", ("b", "bias", "c"), 6, 0.2)]
+AGAIN = pytest.mark.parametrize("how", ["chunk", "group"])
+
+
+def same_to_the_bit(model: nn.Module, levels: list[Level], tokens: Tensor, how: str, **options: Any) -> None:
+    """Losses, states and all gradients, of a reading that ends in an open chunk."""
+    torch.manual_seed(5)
+    nll, state = fresh(model, levels, tokens, **options)  # type: ignore[arg-type]
+    torch.manual_seed(5)
+    again, other = fresh(model, levels, tokens, **options, checkpoint=how)  # type: ignore[arg-type]
     assert torch.equal(nll, again)
     assert all(torch.equal(state.fast[n], other.fast[n]) for n in state.fast)
-    one, two = gradients(model, nll), gradients(model, again)
-    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert all(torch.equal(state.gathered[n], other.gathered[n]) for n in state.fast)
+    params = [p for p in model.parameters() if p.requires_grad]
+    one, two = (torch.autograd.grad(weighted(x), params) for x in (nll, again))
+    assert all(g.any() for g in one)
+    assert all(torch.equal(g, h) for g, h in zip(one, two))
+
+
+@pytest.mark.parametrize(("mode", "truncate"), [*MODES, ("truncated", {"fast": 2})])
+@pytest.mark.parametrize("levels", [three(clip_norm=0.2), three(shift_norm=0.1), RESET], ids=["clip", "shift", "reset"])
+@AGAIN
+def test_checkpointed_equals_not_to_the_bit(mode: str, truncate: Any, levels: list[Level], how: str) -> None:
+    same_to_the_bit(TinyReader(), levels, some(20), how, mode=mode, truncate=truncate)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 12])
+@AGAIN
+def test_checkpointed_equals_not_from_no_chunk_on(tokens: int, how: str) -> None:
+    model, x = TinyReader(), some(tokens)
+    nll, state = fresh(model, two(), x)
+    again, other = fresh(model, two(), x, checkpoint=how)
+    assert torch.equal(nll, again)
+    same_state(state, other)
+
+
+class SomeFast(TinyReader):
+    """What is not fast is used as it is."""
+
+    def chunk_loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
+        return super().chunk_loss({n: p.unsqueeze(0) for n, p in self.named_parameters()} | dict(fast), carry, chunk)
+
+
+@AGAIN
+def test_checkpointed_equals_not_without_levels_and_with_parameters_that_need_no_gradient(how: str) -> None:
+    model, tokens = SomeFast(), some(16)
+    same_to_the_bit(model, [], tokens, how)
+    model.k.requires_grad_(False)
+    model.a.requires_grad_(False)  # a fast one
+    same_to_the_bit(model, two(), tokens, how)
+    model.requires_grad_(False)
+    nll, _ = fresh(model, two(), tokens)
+    assert torch.equal(fresh(model, two(), tokens, checkpoint=how)[0], nll)
+
+
+class ManyKindsReader(TinyReader):
+    """With dropout, and a carry of tensors, the same one twice, numbers and None."""
+
+    def chunk_loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
+        first = chunk.inputs.sum(1)
+        inner, (number, share, _, seen, twice) = carry or (None, (0, 0.5, None, first, {"again": first}))
+        past = (seen + twice["again"].tanh()).unsqueeze(1)
+        dropped = nn.functional.dropout(chunk.inputs, 0.3) * (1 + share * number) + past
+        nll, inner = super().chunk_loss(fast, inner, chunk._replace(inputs=dropped))
+        return nll, (inner, (number + 1, share / 2, None, seen, twice))
+
+
+@AGAIN
+def test_checkpointed_it_draws_the_same_random_numbers_and_carries_tensors_numbers_and_none(how: str) -> None:
+    same_to_the_bit(ManyKindsReader(), three(clip_norm=0.2), some(20), how)
+    torch.manual_seed(5)
+    nll, _ = fresh(ManyKindsReader(), two(), some(20), checkpoint=how)
+    state = torch.get_rng_state()
+    weighted(nll).backward()
+    assert torch.equal(torch.get_rng_state(), state)  # what is drawn after is as if nothing were computed again
+
+
+class CastReader(TinyReader):
+    """Fast weights are used in the type of the other parameters."""
+
+    def chunk_loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
+        nll, carry = super().chunk_loss({n: w.to(self.head.dtype) for n, w in fast.items()}, carry, chunk)
+        return nll.float(), carry
+
+
+@pytest.mark.parametrize("mode", ["full", "first_order"])
+@AGAIN
+def test_checkpointed_equals_not_where_initial_states_are_wider_than_parameters(how: str, mode: str) -> None:
+    same_to_the_bit(CastReader().to(torch.bfloat16), RESET, some(20), how, mode=mode)
+
+
+@pytest.mark.parametrize(("mode", "truncate"), MODES)
+@AGAIN
+def test_checkpointed_reading_in_pieces_equals_not(how: str, mode: Any, truncate: Any) -> None:
+    """With the graph from piece to piece, and where it is cut: then weights are tied to their initial states again."""
+    model, levels, tokens = TinyReader(), three(clip_norm=0.2), some(20)
+    for cut in (False, True):
+        found = []
+        for checkpoint in ("none", how):
+            first, state = fresh(model, levels, tokens[:, :9], mode=mode, truncate=truncate, checkpoint=checkpoint)
+            state = state.detach() if cut else state
+            second, _ = read(model, levels, state, tokens[:, 9:], mode, truncate, checkpoint)  # type: ignore[arg-type]
+            found.append(torch.cat([first, second], 1))
+        assert torch.equal(*found)
+        one, two_ = (gradients(model, nll) for nll in found)
+        for n, g in one.items():
+            assert_close(two_[n], g, rtol=1e-12, atol=1e-12 * float(g.abs().max()))
+
+
+@AGAIN
+def test_checkpointed_under_autocast_is_computed_under_it_again(how: str) -> None:
+    model, tokens, under = CastReader().float(), some(16), list[bool]()
+    inner = model.chunk_loss
+    model.chunk_loss = lambda *a: (under.append(torch.is_autocast_enabled("cpu")), inner(*a))[1]  # type: ignore[method-assign]
+    found = []
+    for checkpoint in ("none", how):
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(fresh(model, two(), tokens, checkpoint=checkpoint)[0])
+    assert torch.equal(*found)
+    one, again = (gradients(model, nll) for nll in found)
+    assert all(under)
+    for n, g in one.items():  # summed in float32 here, in bfloat16 there
+        assert (again[n] - g).norm() < 0.02 * g.norm()
+
+
+@AGAIN
+def test_checkpointed_there_is_no_gradient_of_the_outer_gradient_and_it_is_said(how: str) -> None:
+    model, tokens = TinyReader(), some(9)
+    nll, _ = fresh(model, two(), tokens, checkpoint=how)
+    with pytest.raises(UserError, match="no gradient of its outer gradient; take checkpoint=none"):
+        torch.autograd.grad(weighted(nll), model.head, create_graph=True)
+
+    def outer(head: Tensor) -> Tensor:
+        return torch.func.functional_call(_Weighed(model, how), {"model.head": head}, (tokens,))
+
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(outer)(model.head)
+    weighed = outer(model.head.detach().clone().requires_grad_())
+    with pytest.raises(UserError, match="parameters are others in the backward pass"):
+        weighed.backward()
+
+
+class _Weighed(nn.Module):
+    def __init__(self, model: TinyReader, how: str):
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return weighted(fresh(self.model, two(), tokens, checkpoint=self.how)[0])
+
+
+@AGAIN
+def test_checkpointed_what_would_be_wrong_in_silence_is_refused(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = TinyReader(), some(9)
+    nll, _ = fresh(model, two(), tokens, checkpoint=how)
+    with torch.no_grad():
+        model.head += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        weighted(nll).backward()
+    hook = model.head.register_hook(lambda g: 2 * g)
+    with pytest.raises(UserError, match="a hook on its gradient"):
+        fresh(model, two(), tokens, checkpoint=how)
+    hook.remove()
+    inner = model.chunk_loss
+    monkeypatch.setattr(model, "chunk_loss", lambda f, c, k: (inner(f, None, k)[0], object()))
+    with pytest.raises(UserError, match="a carry may hold tensors"):
+        fresh(model, two(), tokens, checkpoint=how)
+
+
+class Wide(nn.Module):
+    """A matrix that learns to say the next token, larger than all else; it tells of each chunk."""
+
+    def __init__(self, tell: Callable[[], Any] = lambda: None):
+        super().__init__()
+        self.w, self.tell = nn.Parameter(torch.randn(32, 32, dtype=torch.float64) / 32), tell
+
+    def prepare(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def chunk_loss(self, fast: Mapping[str, Tensor], carry: Any, chunk: Chunk) -> tuple[Tensor, Any]:
+        self.tell()
+        x, y = (nn.functional.one_hot(t, 32).double() for t in (chunk.inputs, chunk.labels))
+        return ((x @ fast["w"]).tanh() @ fast["w"] - y).square().mean(-1), None
+
+
+class Box:
+    """A tensor that a graph holds."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+def matrices_held(chunks: int, checkpoint: str) -> tuple[int, int, list[int]]:
+    """Matrices that graphs hold after the forward pass, the most in the backward pass, and chunks read by then."""
+    boxes, most, calls = weakref.WeakSet[Box](), [0], [0]
+
+    def pack(tensor: Tensor) -> Box:
+        boxes.add(box := Box(tensor))
+        return box
+
+    def held() -> int:
+        storages = [b.tensor.untyped_storage() for b in boxes]
+        return len({s.data_ptr() for s in storages if s.nbytes() == 32 * 32 * 8})
+
+    def tell() -> None:
+        most[0], calls[0] = max(most[0], held()), calls[0] + 1
+
+    model, levels = Wide(tell), [level("all", ("w",), 2)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+        nll, _ = fresh(model, levels, torch.randint(32, (1, 2 * chunks + 1)), checkpoint=checkpoint)  # type: ignore[arg-type]
+        after, forward = held(), calls[0]
+        most[0] = 0
+        weighted(nll).backward()
+    return after, most[0], [forward, calls[0]]
+
+
+@pytest.mark.parametrize("chunks", [16, 64, 99])
+def test_groups_keep_two_square_roots_of_the_states_and_are_read_again_twice(chunks: int) -> None:
+    root = round(chunks**0.5)
+    everything, _, once = matrices_held(chunks, "none")
+    each, at_most, twice = matrices_held(chunks, "chunk")
+    groups, most, thrice = matrices_held(chunks, "group")
+    assert once == [chunks, chunks]
+    assert twice == [chunks, 2 * chunks]
+    assert thrice == [chunks, 3 * chunks]
+    assert everything >= chunks
+    assert each == chunks
+    assert at_most <= chunks + 1
+    assert groups <= root
+    assert most <= 2 * root
 
 
 def same_state(a: FastState, b: FastState) -> None:
