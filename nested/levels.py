@@ -337,9 +337,11 @@ def check_ticks(levels: Sequence[Level], steps: int, allow_idle: bool) -> None:
     for level in levels:
         n = ticks(level, 0, steps)
         if n < FEWEST_TICKS and not allow_idle:
+            most = steps // FEWEST_TICKS
             raise UserError(
                 f"period {level.period} gives {n} updates in {steps} steps, fewer than {FEWEST_TICKS}; "
-                f"take a period of at most {max(1, steps // FEWEST_TICKS)}, more epochs, or trainer.allow_idle=true",
+                + (f"take a period of at most {most}, " if most else f"take {FEWEST_TICKS} steps or more by ")
+                + "more epochs or more to train on, or take trainer.allow_idle=true",
                 key=f"levels.{level.name}.period_steps",
                 seen=level.period,
             )

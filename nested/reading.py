@@ -165,9 +165,11 @@ def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
     Raises UserError for a negative temperature and a top_p outside (0, 1].
     """
     if not temperature >= 0:
-        raise UserError("a temperature is at least 0", key="temperature", seen=temperature, allowed=">= 0")
+        text = f"{temperature} is no temperature: 0 or more is"
+        raise UserError(text, key="temperature", seen=temperature, allowed=">= 0")
     if not 0 < top_p <= 1:
-        raise UserError("top_p is a share of the probability", key="top_p", seen=top_p, allowed="0 < top_p <= 1")
+        text = f"{top_p} is no share of the probability: above 0, and 1 at most"
+        raise UserError(text, key="top_p", seen=top_p, allowed="0 < top_p <= 1")
     if temperature == 0:
         return logits.argmax(-1)
     share, token = (logits / temperature).softmax(-1).sort(-1, descending=True)  # (B, V) each

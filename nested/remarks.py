@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from nested.loop import Loop
 
 MARGIN = 0.05  # bits per byte by which reading with updates may cost more than without
+IDLE = 1e-4  # bits per byte that updates change at least, where they do anything
 
 
 def remarks(loop: Loop, summary: dict[str, Any]) -> list[str]:
     """Sentences, each with what to do; none for a run of which nothing needs to be said."""
-    return [sentence for sentence in (_nothing_learned(loop, summary), _reading_hurts(loop, summary)) if sentence]
+    found = [look(loop, summary) for look in (_nothing_learned, _reading_hurts, _reading_idle, _unread)]
+    return [sentence for sentence in found if sentence]
 
 
 def _nothing_learned(loop: Loop, summary: dict[str, Any]) -> str | None:
@@ -41,3 +43,19 @@ def _reading_hurts(loop: Loop, summary: dict[str, Any]) -> str | None:
     keys = " or ".join(f"levels.{level.name}.eta" for level in loop.learner.reading)
     text = f"{reading:.3f} bits per byte with updates and {frozen:.3f} without"
     return f"learning while it reads makes it worse: {text}; lower {keys}"
+
+
+def _reading_idle(loop: Loop, summary: dict[str, Any]) -> str | None:
+    frozen, reading = summary.get("frozen"), summary["acc"]
+    if frozen is None or reading is None or abs(reading - frozen) >= IDLE:
+        return None
+    text = f"learning while it reads changes nothing: {reading:.5f} bits per byte with updates and {frozen:.5f} without"
+    why = "after a warm start prime MLPs say nothing at first, and have to learn to"
+    return f"{text}; train longer or raise optim.lr ({why})"
+
+
+def _unread(loop: Loop, summary: dict[str, Any]) -> str | None:
+    names = (name for name, _ in loop.learner.model.named_parameters())
+    if loop.learner.reading or not any(".prime." in name for name in names):
+        return None
+    return "the model has prime MLPs, but no level learns in them while it reads; take levels=reading"

@@ -135,9 +135,9 @@ def test_the_text_is_shown_as_it_is_written(folder, capsys) -> None:
 
 
 def test_wrong_input_is_one_line(folder, capsys, tmp_path) -> None:
-    assert "give --prompt, --file or --state-in" in refused(capsys, str(folder))
+    assert "with something in it, or --state-in" in refused(capsys, str(folder))
     assert "cannot be read" in refused(capsys, str(folder), "--file", str(tmp_path / "none"))
-    assert "temperature is at least 0" in refused(capsys, str(folder), "--prompt", "a", "--temperature", "-1")
+    assert "-1.0 is no temperature" in refused(capsys, str(folder), "--prompt", "a", "--temperature", "-1")
     config = compose(["model=mlp", "trainer.epochs=1", "tracking=off", "trainer.progress=false", f"runs={tmp_path}"])
     images = export(run(config).path, None, tmp_path / "images")
     assert "reads images or numbers" in refused(capsys, str(images), "--prompt", "a")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from nested.config import build, compose
+from nested.errors import UserError
 from nested.levels import assign_tokens, from_config, token_levels
 
 VOCABULARY = 128_256
@@ -74,6 +77,18 @@ def test_baselines_have_the_published_shape_and_nearly_as_many_parameters(size: 
     assert fast == 0
     assert parameters(model) == expected(layers, width, heads, hidden, 0)
     assert parameters(model) == pytest.approx(expected(layers, width, heads, narrow, prime), rel=0.02)
+
+
+def test_a_recipe_asks_for_the_text_and_its_tokenizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose(["recipe=ttt_e2e_125m"])
+    with pytest.raises(UserError, match=r"stream.path: .*texts"):
+        build(config.stream, "stream")
+    (tmp_path / "texts" / "one").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / "texts" / "one" / name).write_text(name)
+    with pytest.raises(UserError, match=r"stream.tokenizer: .*tokenizer.json"):
+        build(config.stream, "stream")
 
 
 def test_the_mlps_of_the_760m_shape_are_as_published() -> None:

@@ -28,7 +28,8 @@ def looped(regression: bool = False) -> SimpleNamespace:
     experience = SimpleNamespace(test=examples)
     stream = SimpleNamespace(experiences=[experience], regression=regression, per_position=regression)
     level = SimpleNamespace(name="reading")
-    return SimpleNamespace(stream=stream, judged="test", learner=SimpleNamespace(reading=[level]))
+    learner = SimpleNamespace(reading=[level], model=torch.nn.Linear(1, 1))
+    return SimpleNamespace(stream=stream, judged="test", learner=learner)
 
 
 def test_the_bound_is_the_commonest_target() -> None:
@@ -40,3 +41,19 @@ def test_reading_that_makes_it_worse_names_the_rate() -> None:
     worse = {"learning_acc": 3.0, "acc": 3.06, "frozen": 3.0}
     assert "lower levels.reading.eta" in remarks(looped(regression=True), worse)[0]
     assert not remarks(looped(regression=True), {**worse, "acc": 3.04})
+
+
+def test_reading_that_changes_nothing_is_named() -> None:
+    idle = {"learning_acc": 3.0, "acc": 3.00001, "frozen": 3.0}
+    assert "changes nothing: 3.00001" in remarks(looped(regression=True), idle)[0]
+    assert not remarks(looped(regression=True), {**idle, "acc": 2.9995})
+
+
+def test_prime_mlps_in_which_nothing_learns_are_named() -> None:
+    loop = looped(regression=True)
+    loop.learner.model = torch.nn.ModuleDict({"prime": torch.nn.ModuleDict({"mlp": torch.nn.Linear(1, 1)})})
+    loop.learner.model = torch.nn.ModuleDict({"block": loop.learner.model})
+    none = {"learning_acc": 3.0, "acc": 3.0}
+    assert not remarks(loop, none)
+    loop.learner.reading = []
+    assert "levels=reading" in remarks(loop, none)[0]
