@@ -2,7 +2,9 @@
 
 Two memories by name: HOPE's (own values, DGD on the l2 objective in both layers, retention to the start, read before
 the write) and Titans' (given values, gradient descent, momentum, read after the write). Operations are those of the
-matrix products in chunks, none counted twice; bytes are operands and results once each.
+matrix products in chunks, none counted twice; bytes are operands and results once each. There is no row for chunks of
+512: Triton's form ends at 64 tokens, and chunks in torch multiply in float32, which no share of bfloat16's peak can say
+anything of (see kernels/README.md).
 """
 
 from __future__ import annotations

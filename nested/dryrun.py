@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
+from nested_kernels.backend import using
 from torch import Tensor, nn
 
 from nested import cost
@@ -74,9 +75,14 @@ class DryRun:
 def dry_run(config: Config) -> DryRun:
     """Build all that a run builds and make one step per experience. Raises what the run would: UserError, Diverged."""
     check(config)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    with using(config.trainer.kernels):
+        return _dry_run(config)
+
+
+def _dry_run(config: Config) -> DryRun:
     t, seed = config.trainer, config.seed_list()[0]
-    if t.threads:
-        torch.set_num_threads(t.threads)
     learner = prepare(config, seed)
     stream = learner.stream
     plan = Plan(learner, config.trainer)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from nested_kernels.backend import using
 from torch import Tensor, nn
 
 from nested.config import Config, amend, build, compose, from_dict
@@ -82,8 +83,8 @@ def evaluate(path: str | Path, overrides: Iterable[str] = (), config_dir: str | 
     config = _config(export, list(overrides), config_dir)
     stream: Stream = build(config.stream, "stream", seed=config.seed, root=config.data.root)
     _check_fits(export, stream)
-    judge = _judge(export, config, stream)
-    parts = _parts(judge, config)
+    with using(config.trainer.kernels):
+        parts = _parts(_judge(export, config, stream), config)
     same = stream.digest == export.about["stream"]["digest"]
     repeats = _repeats(parts, export.about["row"]) if same else None
     notes = [] if repeats else _notes(export, stream)

@@ -74,8 +74,8 @@ class Writer:
         if not text and self.reading is not None:
             return
         if not text:
-            text = "there is nothing to go on from; give a --prompt, a --file with something in it, or --state-in"
-            raise UserError(text, key="prompt")
+            why = "there is nothing to go on from; give a --prompt, a --file with something in it, or --state-in"
+            raise UserError(why, key="prompt")
         tokens = self.tokenizer.tokens(text, "the text") if self.tokenizer else as_bytes(text)
         tokens = tokens.long().to(self.device)
         told, copies = time.monotonic(), self.asked.samples if self.reading else 1

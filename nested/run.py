@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nested_kernels.backend import using
 
 from nested import result as conclusion
 from nested import rundir
@@ -46,7 +47,7 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
     check(config)
     rundir.check_writable(config.runs)
     tracking.check(config.tracking, config.runs)
-    with _threads(config.trainer.threads):
+    with _threads(config.trainer.threads), using(config.trainer.kernels):
         first = rehearse(config) if path is None else None
         made = path or rundir.create(config.runs, config.word("stream"), rundir.as_stored(config.to_dict()))
         return _run(config, made, say, first)
@@ -90,7 +91,7 @@ def run_trial(config: Config, path: Path, after_row: AfterRow) -> Result:
     check(config)
     rundir.open_at(path, rundir.as_stored(config.to_dict()))
     result = Result(path.name, path)
-    with _threads(config.trainer.threads), rundir.locked(path):
+    with _threads(config.trainer.threads), using(config.trainer.kernels), rundir.locked(path):
         _seeds(config, result, silent, after_row=after_row)
         result.average()
     if result.status == "interrupted":

@@ -34,6 +34,7 @@ class Trainer:
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"  # of weights and sums; bf16-mixed: autocast
     batches_per_block: Positive = 1  # mini-batches handed to Lightning at once; the numbers do not change by a bit
     threads: Positive | None = None  # torch threads; null = torch's own choice
+    kernels: Literal["auto", "reference", "chunked", "triton"] = "auto"  # form of the fast recurrences
     devices: Positive = 1  # more than one is refused so far
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"  # auto: a GPU where there is one
     progress: bool = True  # a bar on standard error

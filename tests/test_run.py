@@ -3,18 +3,25 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nested_kernels import backend
+from nested_kernels.delta_rule import op
 from small_run import small_learner
 
 from nested import rundir
 from nested.config import compose
+from nested.dryrun import dry_run
 from nested.errors import Diverged, NestedError, UserError
+from nested.evaluation import evaluate
+from nested.export import export
 from nested.judging import Judged
 from nested.learner import Learner
 from nested.levels import Level
+from nested.microscope.examine import examine
 from nested.models.mlp import MLP
 from nested.plan import order
 from nested.result import Result
@@ -287,6 +294,52 @@ def test_threads_are_as_before_afterwards(go: Go) -> None:
     result = go(f"trainer.threads={before + 1}", "trainer.epochs=1")
     assert rundir.read_json(result.path / "seed-0" / "environment.json")["threads"] == before + 1
     assert torch.get_num_threads() == before
+
+
+READS = ("model=delta_net", "model.depth=1", "model.width=16", "prefix=2", "trainer.epochs=1", "trainer.batch_size=128")
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The forms of the delta rule that are taken from here on."""
+    names: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        form = getattr(op, name)
+        return lambda *given, **more: (names.append(name.rpartition("_")[2]), form(*given, **more))[1]
+
+    for name in ("delta_rule_reference", "delta_rule_chunked"):
+        monkeypatch.setattr(op, name, counted(name))
+    return names
+
+
+def test_a_run_takes_the_form_of_the_kernels_that_its_config_names(go: Go, taken, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(backend, "_say", backend._say.__wrapped__)
+    results = {}
+    for word, form in (("reference", "reference"), ("chunked", "chunked"), ("triton", "chunked")):
+        results[word] = go(*READS, "trainer.allow_idle=true", f"trainer.kernels={word}")
+        assert set(taken) == {form}
+        taken.clear()
+        assert any("cpu" in r.getMessage() for r in caplog.records) == (word == "triton")
+    assert np.allclose(results["reference"].matrix, results["chunked"].matrix)
+    reference, chunked = (final_weights(results[word]) for word in ("reference", "chunked"))
+    assert all(torch.allclose(reference[k], chunked[k], atol=1e-4) for k in reference)
+    assert same(results["chunked"], results["triton"])
+    assert not same(results["reference"], results["chunked"])  # or nothing here could be told apart
+
+
+def test_what_looks_at_a_run_takes_its_form_of_the_kernels_too(go: Go, taken: list[str], tmp_path: Path) -> None:
+    asked = ("trainer.allow_idle=true", "trainer.kernels=reference", "evaluate.snapshots=true")
+    result = go(*READS, *asked)
+    exported = export(result.path, to=tmp_path / "exported")
+    for look in (
+        lambda: dry_run(compose(["optim=sgd", *READS, *asked, "tracking=off"])),
+        lambda: evaluate(exported),
+        lambda: examine(result.path),
+    ):
+        taken.clear()
+        look()
+        assert set(taken) == {"reference"}
 
 
 def test_a_resume_with_another_config_shows_the_difference(go: Go) -> None:

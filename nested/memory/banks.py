@@ -28,11 +28,9 @@ import torch
 from nested_kernels.delta_rule import Objective, Rule, Terms
 from nested_kernels.mlp_memory import Erase, MLPState, mlp_memory
 from nested_kernels.mlp_memory import Weights as Layers
-from nested_kernels.mlp_memory.chunked import fan
+from nested_kernels.mlp_memory.chunked import Steps, advance, fan, step
 from nested_kernels.mlp_memory.rule import gelu
 from torch import Tensor, nn
-
-from nested.memory.fast_linear import Steps, advance
 
 Weights = tuple[Tensor, ...]  # each (Z, memories or rows of memories, ...), the main memory first
 Vectors, Scalars = ("q", "k", "v"), ("eta", "alpha")  # what memories other than the main one make, in their order
@@ -123,11 +121,11 @@ class MatrixBank(Bank):
         if at.k.shape[1] == 1 and live is anchor and at.q is not None and heap is None:  # one product for all there is
             both = torch.cat([(erase + fit) * at.k - value * at.v, at.q], 1) @ live[0].mT  # (Z, 2, R)
             reads = both[:, 1:]
-            _, after, heap = advance(Steps(at.k, both[:, :1], at.eta, at.alpha), 0.0, live[0], start, None)
+            after, heap = step(Steps(at.k, both[:, :1], at.eta, at.alpha, None, None), 0.0, live[0], start, None)
         else:
             error = (fit * at.k - value * at.v) @ anchor[0].mT  # (Z, L, R)
             steps = Steps(at.k, error, at.eta, at.alpha, at.beta, at.q)
-            reads, after, heap = advance(steps, erase, live[0], start, heap)
+            reads, after, heap = advance(steps, erase, live[0], start, heap, "cumulative", "auto")
         return Written(None if reads is None else reads[..., : self.split], (after,), () if heap is None else (heap,))
 
 

@@ -19,8 +19,10 @@ What the paper leaves open or contradicts, and what is done here:
 - reads are normalised for each head, so that how full the memory is does not scale them, then projected;
 - `retain`: towards zero is the paper's; towards the initial state is the default, since a memory that forgets towards
   zero at all has nothing left after a few hundred tokens;
-- momentum: see `nested.memory.fast_linear`; its gate is a static projection. Token by token DGD keeps its bounds with
-  it for the L2 objectives; with the dot product it grows along a key whose value v has <v, k> above 1 - beta;
+- momentum: Table 6 takes one away that no equation has. This is that of Titans (arXiv 2501.00663, Eq. 13-14): S_t =
+  beta_t S_{t-1} - eta_t grad is added in place of the gradient's step, decay and erase stay; its gate is a static
+  projection. Token by token DGD keeps its bounds with it for the L2 objectives; with the dot product it grows along a
+  key whose value v has <v, k> above 1 - beta;
 - the dot product is no objective for residual memories, though it can be chosen: what a layer is told grows with the
   other one, nothing but the erase stands against it, and at the default rate it diverges within some hundred tokens;
 - chunks: the bound is that of the longer one, which for self-generated values falls with its length.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nested_kernels.backend import using
 
 from nested import metrics, rundir
 from nested.config import Config, from_dict
@@ -44,7 +45,7 @@ def examine(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str
         raise UserError(text, key="run", seen=rundir.status(path))
     if left := sorted(set(config.seed_list()) - set(seeds)):
         say(f"not finished, hence left out: seed {', '.join(map(str, left))}")
-    with rundir.locked(path):
+    with rundir.locked(path), using(config.trainer.kernels):
         reports = []
         for seed in seeds:
             folder = path / f"seed-{seed}"

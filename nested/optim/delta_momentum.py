@@ -45,7 +45,7 @@ class DeltaMomentum(Rule):
         form: Form = "normalised",
         shape: Shape = "vector",
         weight_decay: Annotated[float, Bound(ge=0)] = 0.0,
-        eps: Annotated[float, Bound(gt=0)] = 1e-8,
+        eps: Annotated[float, Bound(ge=1e-15)] = 1e-8,  # its square is not 0 in float32
     ):
         given = {"lr": lr, "momentum": momentum, "beta": beta, "form": form, "shape": shape}
         super().__init__(params, {**given, "weight_decay": weight_decay, "eps": eps})

@@ -332,6 +332,8 @@ Wrong = {
     "dtypes": (wrong(v=torch.zeros(2, 6, 2, 3).half()), ["v is torch.float16", "q torch.float64", "one dtype"]),
     "devices": (wrong(k=torch.zeros(2, 6, 2, 3, device="meta").double()), ["k is on meta", "q on cpu"]),
     "window": (wrong(window=0), ["window is 0", "1 or more"]),
+    "window and a half": (wrong(window=2.5), ["window is 2.5", "an integer, 1 or more"]),
+    "window of text": (wrong(window="2"), ["window is '2'", "an integer, 1 or more"]),
     "block": (wrong(block=0), ["block is 0", "1 or more"]),
     "backend": (wrong(backend="fast"), ["backend is 'fast'", "auto, reference, chunked, triton, fused"]),
     "no device": (wrong(backend="triton"), ["backend is 'triton'", "float64"]),
@@ -359,3 +361,13 @@ def test_fused_is_the_same_function_differentiable_once(n: int, window: int | No
         assert_close(a, b, rtol=1e-11, atol=1e-12)
     with pytest.raises(NotImplementedError, match='"fused" is differentiable once'):
         torch.autograd.grad(total(*found), (q, k, v))
+
+
+@pytest.mark.parametrize("needed", ["q", "k", "v"])
+def test_fused_refuses_a_second_derivative_of_every_operand(needed: str) -> None:
+    q, k, v = (x.requires_grad_(name == needed) for name, x in zip("qkv", draw(5, 5)))
+    leaf = {"q": q, "k": k, "v": v}[needed]
+    y = attention_hvp(q, k, v, backend="fused")
+    (found,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match='"fused" is differentiable once'):
+        torch.autograd.grad(found.square().sum(), leaf)

@@ -56,6 +56,38 @@ def test_what_the_environment_cannot_have_gives_way_with_one_line(monkeypatch: p
     assert lines[1].startswith('attention_hvp: backend "chunked" in place of "triton": ')
 
 
+def test_code_that_is_compiled_says_it_once_too(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    x = operands()
+    monkeypatch.setenv(backend.ENVIRONMENT, "triton")
+    compiled = torch.compile(lambda **x: reads(x), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**x), compiled(**x))
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "nested_kernels"]
+    assert line.startswith('delta_rule: backend "chunked" in place of "triton": ')
+
+
+def test_the_argument_goes_before_what_is_used_and_that_before_the_environment(monkeypatch, caplog) -> None:
+    x = operands()
+    loop, chunked = reads(x, backend="reference"), reads(x, backend="chunked")
+    compiled = torch.compile(lambda **x: reads(x), fullgraph=True, backend="aot_eager")
+    monkeypatch.setenv(backend.ENVIRONMENT, "reference")
+    with backend.using("chunked"):
+        assert torch.equal(reads(x), chunked)
+        assert torch.equal(compiled(**x), chunked)
+        assert torch.equal(reads(x, backend="reference"), loop)
+        with backend.using("auto"):
+            assert torch.equal(reads(x), loop)
+    assert torch.equal(reads(x), loop)
+    assert torch.equal(compiled(**x), loop)  # which knows when it was compiled for something else
+    with backend.using("triton"):
+        assert torch.equal(reads(x), chunked)
+    assert "in place of" in caplog.text
+    with (
+        pytest.raises(ValueError, match="using: backend is 'fast'; allowed: auto, reference"),
+        backend.using("fast"),
+    ):
+        pass
+
+
 def test_an_argument_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(ValueError, match=r"backend is 'triton', and (Triton is not|the operands are on cpu)"):
         reads(operands(), backend="triton")

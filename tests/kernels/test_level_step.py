@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from nested_kernels import LevelRule, level_step
+from nested_kernels import LevelRule, backend, level_step
 from nested_kernels.level_step import chunked
 from nested_kernels.level_step.reference import delta_momentum
 from torch import Tensor
@@ -84,10 +84,11 @@ def test_narrow_parameters_have_a_float32_state() -> None:
     assert_close(x["params"], [p.bfloat16() for p in wide["params"]], rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["grads", "gathered"])
 @pytest.mark.parametrize("backend", ["auto", "reference", "chunked"])
-def test_a_step_is_not_differentiated(backend: Any) -> None:
+def test_a_step_is_not_differentiated(backend: Any, name: str) -> None:
     x = draw()
-    x["grads"][1].requires_grad_()
+    x[name][1].requires_grad_()
     before = x["params"][0].clone()
     with pytest.raises(ValueError, match=r"requires a gradient.*no derivative: call it under torch\.no_grad"):
         step(x, backend=backend)
@@ -103,6 +104,27 @@ def test_a_forward_mode_derivative_is_refused() -> None:
         x["grads"][0] = torch.autograd.forward_ad.make_dual(x["grads"][0], x["grads"][0])
         with pytest.raises(ValueError, match="forward-mode derivative is asked for; an optimizer's step has no"):
             step(x)
+
+
+def test_matrices_have_no_kernel_and_it_says_so(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    rules = [r._replace(shape="matrix") for r in RULES]
+    with pytest.raises(ValueError, match=r"'triton', and rules\[0\].shape is 'matrix'.* 'vector' is allowed"):
+        step(draw(), rules, backend="triton")
+    monkeypatch.setenv(backend.ENVIRONMENT, "triton")
+    backend._say.cache_clear()
+    x, exact = draw(), draw()
+    step(x, rules)
+    assert any("rules[0].shape is 'matrix'" in r.getMessage() for r in caplog.records)
+    step(exact, rules, backend="chunked")
+    assert_close(x, exact, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["reference", "chunked"])
+@pytest.mark.parametrize("shape", ["vector", "matrix"])
+def test_what_is_given_to_be_read_is_as_it_was(form: Any, shape: Any) -> None:
+    x, before = draw(), draw()
+    step(x, [r._replace(shape=shape) for r in RULES], backend=form)
+    assert_close(x["grads"], before["grads"], rtol=0, atol=0)
 
 
 WRONG: list[Any] = [RULES[0]._replace(form="plain"), RULES[0]._replace(shape="row")]  # type: ignore[arg-type]
@@ -141,6 +163,20 @@ def replaced(name: str, i: int, value: Any) -> Any:
             {"rules": WRONG[1]},
             r"rules\[0\].shape is 'row'; allowed: vector, matrix",
         ),
+        (lambda x: None, {"rules": []}, r"rules is \[\]; a LevelRule, or a list of one or more"),
+        (lambda x: None, {"rules": (0.1, 0.9)}, r"rules\[0\] is 0.1; a LevelRule is needed"),
+        (lambda x: None, {"rules": RULES[0]._replace(eps=0.0)}, r"rules\[0\].eps is 0.0; 1e-15 or more is allowed"),
+        (lambda x: None, {"levels": [0, 0, 0, 0, 0, 1.0]}, "levels has 1.0; integers are allowed"),
+        (replaced("params", 1, None), {}, r"params\[1\] is None; a tensor is needed"),
+        (replaced("grads", 1, None), {}, r"grads\[1\] is None; a tensor is needed"),
+        (replaced("momenta", 1, None), {}, r"momenta\[1\] is None; a tensor is needed"),
+        (replaced("gathered", 1, 0.0), {}, r"gathered\[1\] is 0.0; a tensor is needed"),
+        (replaced("grads", 0, torch.ones(3, 4).to(torch.float8_e4m3fn)), {}, r"grads\[0\] is torch.float8_e4m3fn"),
+        (lambda x: x.update(params=torch.ones(6)), {}, "params is a Tensor; a list of tensors is needed"),
+        (lambda x: x["params"].__setitem__(4, x["params"][0]), {}, "two of params.*have the same memory"),
+        (lambda x: x["params"].__setitem__(4, x["params"][0].view(3, 4)), {}, "two of params.*have the same memory"),
+        (lambda x: x["gathered"].__setitem__(1, x["grads"][1]), {}, "two of params.*one of grads.* the same memory"),
+        (lambda x: x["gathered"].__setitem__(1, x["momenta"][1]), {}, "two of params.*have the same memory"),
         (lambda x: None, {"backend": "fast"}, "backend is 'fast'; allowed: auto, reference, chunked, triton"),
     ],
 )

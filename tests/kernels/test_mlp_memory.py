@@ -166,6 +166,19 @@ def test_an_anchor_that_is_given_is_where_gradients_are_taken() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_what_is_returned_shares_no_memory_with_what_is_given_but_an_open_anchor(backend: Any) -> None:
+    x = draw(3)
+    _, state = call(x, anchor=8, backend=backend)
+    held = [w.clone() for w in state.anchor]
+    assert all(torch.equal(a, b) for a, b in zip(held, x["weights"]))
+    for w in x["weights"]:
+        w.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(held, state.anchor))
+    after = call(x, state, anchor=8, backend=backend)[1]
+    assert all(torch.equal(a, b) for a, b in zip(after.anchor, held))
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_memories_that_share_tokens_are_those_one_by_one(backend: Any) -> None:
     x = draw(9, N=3)
     y, state = call(x, anchor=4, values="own", backend=backend)
@@ -197,16 +210,17 @@ def test_a_token_is_seen_by_no_earlier_read(read: Any) -> None:
     assert not torch.allclose(y[:, :, seen_from], other[:, :, seen_from])
 
 
-@pytest.mark.parametrize("way", [1, 2, 5])
-def test_it_is_differentiable_twice(way: int) -> None:
-    x = draw(5)
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("way", range(len(Ways)))
+def test_it_is_differentiable_twice(way: int, backend: Any) -> None:
+    x = draw(4 if backend == "reference" else 5)
     _, all_ = leaves_of(x)
     names = list(x)
 
     def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:
         it = iter(tensors)
         made = {n: Weights(next(it), next(it)) if isinstance(x[n], tuple) else next(it) for n in names}
-        return tuple(flat(*call(made, **Ways[way], anchor=3, backend="chunked")))
+        return tuple(flat(*call(made, **Ways[way], anchor=3, backend=backend)))
 
     assert torch.autograd.gradgradcheck(outputs, all_, fast_mode=True, atol=1e-4)
 
@@ -248,6 +262,8 @@ Wrong = {
     "read": (wrong(read="anchor"), ["read is 'anchor'", "cumulative, after"]),
     "backend": (wrong(backend="fast"), ["backend is 'fast'", "auto, reference, chunked, triton"]),
     "anchor": (wrong(anchor=0), ["anchor is 0", "1 or more"]),
+    "anchor and a half": (wrong(anchor=2.0), ["anchor is 2.0", "an integer, 1 or more"]),
+    "sparse": (wrong(v=torch.zeros(1, 1, 4, 2).to_sparse()), ["v has layout torch.sparse_coo", "dense"]),
     "initial missing": (wrong(retain="initial"), ["retain is 'initial'", "initial must be given"]),
     "initial unused": (wrong(initial=Weights(UP, DOWN)), ["retain is 'zero'", "initial must not be given"]),
     "position": (wrong(state=MLPState(Weights(UP, DOWN), None, None, 3), anchor=2), ["position is 3", "below 2"]),

@@ -51,10 +51,11 @@ def test_its_error_is_that_of_the_quintic(spectrum: str, dtype: torch.dtype) -> 
     assert max(found["gram"]) < 3 * max(found["reference"])
 
 
-def test_it_is_differentiated_to_any_order() -> None:
+@pytest.mark.parametrize("form", ["reference", "gram"])
+def test_it_is_differentiated_to_any_order(form: Any) -> None:
     g = matrix(2, 6).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: newton_schulz(x, 3, backend="gram"), (g,))
-    assert torch.autograd.gradgradcheck(lambda x: newton_schulz(x, 3, backend="gram"), (g,))
+    assert torch.autograd.gradcheck(lambda x: newton_schulz(x, 3, backend=form), (g,))
+    assert torch.autograd.gradgradcheck(lambda x: newton_schulz(x, 3, backend=form), (g,))
 
 
 @pytest.mark.parametrize("form", ["reference", "gram"])
@@ -78,6 +79,13 @@ def test_wrong_input_is_named(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> N
         newton_schulz(torch.ones(3))
     with pytest.raises(ValueError, match=r"g is torch.int64; floating-point dtypes are allowed"):
         newton_schulz(torch.ones(3, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"g is None; a tensor \(\*B, O, I\) is needed"):
+        newton_schulz(None)  # type: ignore[arg-type]
+    for steps in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"steps is {steps}; an integer, 0 or more is allowed"):
+            newton_schulz(torch.ones(3, 4), steps)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"g has shape \(3,\); it needs a matrix"):
+        newton_schulz_each([torch.ones(3, device="meta")])
     with pytest.raises(ValueError, match="backend is 'triton'; allowed: auto, reference, gram"):
         newton_schulz(torch.ones(3, 4), backend="triton")  # type: ignore[arg-type]
     monkeypatch.setenv(backend.ENVIRONMENT, "chunked")

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from nested_kernels.delta_rule import terms
+from nested_kernels.delta_rule import Objective, terms
+from nested_kernels.mlp_memory.chunked import Steps, advance
 from torch import Tensor
 
 from nested.config import compose
-from nested.memory.fast_linear import Steps, advance
 from nested.memory.objectives import bound
 from nested.memory.self_modifying import SelfModifyingTitans, State
 from nested.sequences.text import parts, standard_library, windows
@@ -103,13 +103,14 @@ def test_matrix_memories_keep_their_norm_over_one_token_again_and_again(chunk):
     assert ratio.max() < 2
 
 
-def radius(objective: str, alpha: float, eta: float, beta: float, agree: float) -> float:
+def radius(objective: Objective, alpha: float, eta: float, beta: float, agree: float) -> float:
     """Spectral radius of one write with momentum along a repeated key k, whose value has <v, k> = `agree`."""
     erase, fit, value = terms(objective, "dgd")
     held, gathered = torch.eye(2, dtype=torch.float64).view(2, 2, 1, 1)  # the memory and the momentum, one by one
-    key, rates = torch.ones(2, 1, 1).double(), (torch.full((2, 1, 1), r).double() for r in (eta, alpha, beta))
-    steps = Steps(key, (fit - value * agree) * held, *rates)
-    _, after, momentum = advance(steps, erase, held, None, gathered)
+    key, *rates = (torch.full((2, 1, 1), r, dtype=torch.float64) for r in (1.0, eta, alpha, beta))
+    steps = Steps._make((key, (fit - value * agree) * held, *rates, None))
+    _, after, momentum = advance(steps, erase, held, None, gathered, "cumulative")
+    assert momentum is not None
     return torch.linalg.eigvals(torch.cat([after.view(1, 2), momentum.view(1, 2)])).abs().max().item()
 
 

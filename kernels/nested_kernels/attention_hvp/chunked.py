@@ -194,7 +194,10 @@ def _at(x: Tensor | None, part: Part) -> Tensor | None:
 def _add(total: Tensor | None, part: Part, a: Tensor, b: Tensor | None) -> None:
     if total is not None and b is not None:
         sums = total[part]
-        torch.baddbmm(sums, a, b, out=sums)  # a counter of FLOPs does not see baddbmm_
+        if torch.compiler.is_compiling():  # which has no `out` that is a part of something
+            sums.baddbmm_(a, b)
+        else:
+            torch.baddbmm(sums, a, b, out=sums)  # a counter of FLOPs does not see baddbmm_
 
 
 def _scores(*pairs: tuple[Tensor | None, Tensor | None]) -> Tensor | None:

@@ -1,8 +1,9 @@
 """The Triton form of attention as torch ops: kernels launched, gradients registered, the order stated.
 
 The forward pass, its backward pass and the backward pass of that are an op each, and each is the registered gradient of
-the one before. The last is opaque: a third derivative raises and names the backend that has one. Kept between them are
-the operands, the output and the logsumexp of each query; the sums over rows are computed again from these.
+the one before. The last is opaque: a third derivative raises and names the backend that has one, and so does one that
+no backward pass makes. Kept between them are the operands, the output and the logsumexp of each query; the sums over
+rows are computed again from these.
 
 Shapes: B batch, T tokens (queries), N keys and values, H heads, K head size.
 """
@@ -20,6 +21,7 @@ from triton import cdiv, next_power_of_2
 from nested_kernels.attention_hvp import triton as kernels
 from nested_kernels.attention_hvp.chunked import spans
 from nested_kernels.attention_hvp.op import BLOCK
+from nested_kernels.backend import transformed
 from nested_kernels.launch import AotCase, launch
 
 # Queries, keys, warps and stages of a tile for heads of up to so many entries: the largest that the compiler keeps in
@@ -183,7 +185,7 @@ def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _first(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple:
     """The output and the logsumexp are numbers here: what the gradients owe to them, they owe to q, k and v."""
-    q, k, v, out, lse = ctx.saved_tensors
+    q, k, v, out, lse = _plain(d_out, d_lse, *ctx.saved_tensors)[2:]
     return *attention_backward(d_out, q, k, v, out.detach(), lse.detach(), ctx.window), None
 
 
@@ -193,7 +195,17 @@ def _keep_again(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _second(ctx: Any, *u: Tensor) -> tuple:
-    return *attention_second(*u, *ctx.saved_tensors, ctx.window), None, None, None
+    return *attention_second(*_plain(*u, *ctx.saved_tensors), ctx.window), None, None, None
+
+
+def _plain(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same, as long as nothing but a backward pass goes on."""
+    if why := transformed(*tensors):
+        raise NotImplementedError(
+            f'attention_hvp: backend "triton" is differentiated by backward passes, and {why}; '
+            'backend "reference" has every derivative'
+        )
+    return tensors
 
 
 def _third(ctx: Any, *u: Tensor) -> tuple:

@@ -2,12 +2,14 @@
 
 Order of differentiation: "reference" any; "chunked" and "triton" two (a third raises and says so), and so "auto" for
 more than a few tokens; "fused" one (a second raises): torch's own fused attention, for what no inner gradient passes.
+Compiled code has one, whatever the backend, and refuses a backward pass that keeps its graph (`orders.py`).
 
 Shapes: B batch, T tokens (queries), N keys and values, H heads, K head size.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +19,8 @@ from torch import Tensor
 from nested_kernels.arguments import check_device, check_floating, check_length, check_tensor
 from nested_kernels.attention_hvp.chunked import attention_hvp_chunked
 from nested_kernels.attention_hvp.reference import attention_hvp_reference, hidden
-from nested_kernels.backend import chosen, fall_back, transformed, without_triton
+from nested_kernels.backend import chosen, form_of, without_triton
+from nested_kernels.orders import once_if_compiled
 
 Backend = Literal["auto", "reference", "chunked", "triton", "fused"]
 BLOCK = 64  # the fastest or near it on a CPU, for windows of 64 and 512 and without one, heads of 32 and 64
@@ -39,11 +42,11 @@ def attention_hvp(
     Queries are the last T of the N positions: query t stands at N - T + t and sees the `window` keys that end with its
     own position, or without a window all keys up to it.
 
-    Differentiable twice, with "reference" to any order. The chunked form, `block` queries at a time, and Triton keep
-    memory linear in T and N. `backend` "auto" is Triton on a CUDA device, for heads of up to 128, else chunked; for 16
-    queries or fewer it is the formula. Computed in float32, or in float64 where the operands are float64; Triton
-    multiplies bfloat16 operands as such and adds up in float32. The result has the dtype of the operands. So are the
-    derivatives; an autocast around the differentiation reaches those of "reference".
+    Differentiable twice, with "reference" to any order. The chunked form, `block` queries at a time (nothing to the
+    other forms), and Triton keep memory linear in T and N. `backend` "auto" is Triton on a CUDA device, for heads of
+    up to 128, else chunked; for 16 queries or fewer it is the formula. Computed in float32, or in float64 where the
+    operands are float64; Triton multiplies bfloat16 operands as such and adds up in float32. The result has the dtype
+    of the operands. So are the derivatives; an autocast around the differentiation reaches those of "reference".
     Raises ValueError that names the argument, what was seen and what is allowed.
     """
     named = chosen("attention_hvp", backend, get_args(Backend))
@@ -52,7 +55,8 @@ def attention_hvp(
             check_length("attention_hvp", name, length)
     _check_tensors(q, k, v)
     out, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
-    form = _form(backend, named, dtype, q, k, v)
+    plain, on_device = ("reference", False) if q.shape[1] <= FEW else ("chunked", q.is_cuda)
+    form = form_of("attention_hvp", backend, named, plain, on_device, partial(_unfit, dtype, q), (q, k, v))
     narrow = out if form == "triton" and out == torch.bfloat16 else dtype
     q, k, v = (x.to(narrow) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):  # which would add up in half precision
@@ -68,23 +72,7 @@ def attention_hvp(
             from nested_kernels.attention_hvp.library import attention  # needs Triton
 
             y, _ = attention(q, k, v, min(window or k.shape[1], k.shape[1]))
-    return y.to(out)
-
-
-def _form(backend: Backend, named: str, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The form that runs: as `named` by argument or environment, or what suits the device and the shapes."""
-    if named not in ("auto", "triton"):
-        return named
-    few = "reference" if q.shape[1] <= FEW else "chunked"
-    if named == "auto" and (few == "reference" or not q.is_cuda):
-        return few
-    why = _unfit(dtype, q) or transformed(q, k, v)
-    if why is None:
-        return "triton"
-    if backend == "triton":
-        raise ValueError(f"attention_hvp: backend is 'triton', and {why}")
-    fall_back("attention_hvp", few, why)
-    return few
+    return once_if_compiled(y.to(out))
 
 
 def _unfit(dtype: torch.dtype, q: Tensor) -> str | None:

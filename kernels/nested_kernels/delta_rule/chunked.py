@@ -8,20 +8,25 @@ with D_ts = G_{t-1} / G_s and G'_t = G_{t-1}. It is solved by forward substituti
 for correlated keys. W is affine in S, with both parts known for all chunks at once; four small products per chunk are
 left for the loop.
 
-Decays are products of alpha (a cumulative product over a masked matrix), never quotients or logarithms: alpha may be 0.
+The first gradient is in closed form (kernels/README.md), which passes over memory less often than autograd does. It is
+plain torch, and all orders above it are autograd's.
+
+Decays are products of alpha, by forward substitution, and so are their gradients; never quotients or logarithms: alpha
+may be 0.
 
 Shapes: G batch and heads, N chunks, C tokens of a chunk, B batch, T tokens, H heads, K key, V value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nested_kernels.backend import transformed
 from nested_kernels.delta_rule.rule import Objective, Read, Rule, State, terms
 
 Recurrence = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as `read_chunks`
@@ -40,15 +45,19 @@ class Chunks(NamedTuple):
 class Prepared(NamedTuple):
     """All that does not depend on the memory S at the beginning of the chunk.
 
-    W = by_value + by_memory S^T, then y = by_held S^T + by_write W and S^T <- whole S^T + to_memory W.
+    W = by_value + by_memory S^T, then y = by_held S^T + by_write W and S^T <- whole S^T + to_memory^T W.
     """
 
     by_value: Tensor  # (GN, C, V)
     by_memory: Tensor  # (GN, C, K)
     by_held: Tensor  # (GN, C, K)
     whole: Tensor  # (GN, 1, 1)
-    to_memory: Tensor  # (GN, K, C)
-    by_write: Tensor | None = None  # (GN, C, C); None where no read sees what its chunk writes
+    to_memory: Tensor  # (GN, C, K)
+    by_write: Tensor | None  # (GN, C, C); None where no read sees what its chunk writes
+    left: Tensor  # (GN, C + 1, C + 1), as `decay`; this and the rest for the gradients
+    inverse: Tensor | None  # (GN, C, C) of the system; None where nothing is erased
+    keys: Tensor | None  # (GN, C, C) k k^T, with the inverse
+    asked: Tensor | None  # (GN, C, C) q k^T, with by_write
 
 
 def delta_rule_chunked(
@@ -119,10 +128,18 @@ def read_chunks(
     of the chunk. Shapes as in `delta_rule`, all of one dtype.
     """
     (b, h, t, _) = q.shape
-    chunks = _cut(q, k, v, eta, alpha, length, before)
-    y, last, final = _scan(_prepare(chunks, erase, fit, read), memory.mT.flatten(0, 1))
+    operands = (*_cut(q, k, v, eta, alpha, length, before), memory.mT.flatten(0, 1))
+    form: Callable[..., Any] = _Scan.apply if _recorded(operands) else _scan
+    y, last, final = form(*operands, erase, fit, read)
     last, final = (m.mT.unflatten(0, (b, h)) for m in (last, final))
     return y.unflatten(0, (b, h))[:, :, before : before + t], last, final
+
+
+def _recorded(operands: Sequence[Tensor]) -> bool:
+    """Is it autograd that will ask for gradients? Compilers and transforms of torch.func make their own."""
+    if not torch.is_grad_enabled() or not any(x.requires_grad for x in operands):
+        return False
+    return not torch.compiler.is_compiling() and transformed(*operands) is None
 
 
 def _add_to_first(x: Tensor, n: int, addition: Tensor) -> Tensor:
@@ -143,41 +160,158 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor, length: in
 
 
 def _prepare(x: Chunks, erase: float, fit: float, read: Read) -> Prepared:
-    left = decay(x.alpha)  # (GN, C + 1, C + 1)
+    left, rate = decay(x.alpha), x.eta.unsqueeze(-1)  # (GN, C + 1, C + 1), (GN, C, 1)
     since, inside = left[:, :-1, :1], left[:, :-1, 1:]  # G'_t (GN, C, 1) and D (GN, C, C)
     to_end, whole = left[:, -1, 1:, None], left[:, -1:, :1]  # G_C / G_s (GN, C, 1) and G_C (GN, 1, 1)
-    solved = torch.diag_embed(x.eta)  # (GN, C, C)
+    solved, inverse, keys = torch.diag_embed(x.eta), None, None  # (GN, C, C)
     if erase:
-        system = (erase * x.eta).unsqueeze(-1) * inside * (x.k @ x.k.mT)
-        solved = torch.linalg.solve_triangular(system, solved, upper=False, unitriangular=True)
+        keys, one = x.k @ x.k.mT, torch.eye(x.k.shape[1], dtype=x.k.dtype, device=x.k.device)
+        inverse = torch.linalg.solve_triangular(erase * rate * inside * keys, one, upper=False, unitriangular=True)
+        solved = inverse * rate.mT
     by_memory = (solved * -(erase * since + fit).mT) @ x.k  # (GN, C, K)
-    to_memory = (to_end * x.k).mT  # (GN, K, C)
-    if read == "anchor":
-        return Prepared(solved @ x.v, by_memory, x.q, whole, to_memory)
-    if read == "after":  # one factor more, and the token itself
-        since, inside = left[:, 1:, :1], left[:, 1:, 1:]
-    seen = inside * (x.q @ x.k.mT)  # (GN, C, C)
-    return Prepared(solved @ x.v, by_memory, since * x.q, whole, to_memory, seen)
+    by_held, by_write, asked = x.q, None, None
+    if read != "anchor":
+        rows, asked = _rows(left, read), x.q @ x.k.mT  # (GN, C, C)
+        by_held, by_write = rows[..., :1] * x.q, rows[..., 1:] * asked
+    return Prepared(solved @ x.v, by_memory, by_held, whole, to_end * x.k, by_write, left, inverse, keys, asked)
+
+
+def _rows(left: Tensor, read: Read) -> Tensor:
+    """What is left when a token is read (GN, C, C + 1): after its write one factor more, and the token itself."""
+    return left[:, 1:] if read == "after" else left[:, :-1]
 
 
 def decay(alpha: Tensor) -> Tensor:
     """alpha (GN, C) -> (GN, C + 1, C + 1): alpha_{s+1} ... alpha_t at row t, column s <= t (both from 0), else 0."""
-    n = alpha.shape[-1] + 1
-    below = torch.ones(n, n, dtype=alpha.dtype, device=alpha.device).tril(-1)
-    factors = torch.addcmul(1 - below, F.pad(alpha, (1, 0)).unsqueeze(-1), below)  # alpha below the diagonal, else 1
-    return factors.cumprod(-2).tril()
+    one = torch.eye(alpha.shape[-1] + 1, dtype=alpha.dtype, device=alpha.device)
+    before = torch.diag_embed(-alpha, -1)  # row t of the answer is alpha_t times the row before, and 1 on the diagonal
+    return torch.linalg.solve_triangular(before, one, upper=False, unitriangular=True)
 
 
-def _scan(x: Prepared, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scan(
+    q: Tensor, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor, memory: Tensor, erase: float, fit: float, read: Read
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loop over chunks, from S^T (G, K, V): y (G, NC, V), S^T before the last chunk, and S^T after it.
 
     All of a chunk is done while its memory is in the processor's cache.
     """
+    prepared = _prepare(Chunks(q, k, v, eta, alpha), erase, fit, read)
     ys, before = [], memory
-    parts = [t.unflatten(0, (len(memory), -1)).unbind(1) for t in x if t is not None]
+    parts = [_apart(t, memory) for t in prepared[:6] if t is not None]
     for by_value, by_memory, by_held, whole, to_memory, *by_write in zip(*parts):
         write = torch.baddbmm(by_value, by_memory, memory)
-        held = by_held @ memory
+        held = torch.bmm(by_held, memory)
         ys.append(torch.baddbmm(held, by_write[0], write) if by_write else held)
-        before, memory = memory, torch.baddbmm(whole * memory, to_memory, write)
+        before, memory = memory, torch.baddbmm(whole * memory, to_memory.mT, write)
     return torch.cat(ys, 1), before, memory
+
+
+def _apart(x: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
+    """x (GN, ...) as N views (G, ...)."""
+    return x.unflatten(0, (len(memory), -1)).unbind(1)
+
+
+class _Scan(torch.autograd.Function):
+    """`_scan` with its gradient in closed form. Where that is differentiated again, it begins with the operands."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        *operands, erase, fit, read = given
+        p, S, W, final = _keep(operands, erase, fit, read)
+        y = torch.bmm(p.by_held, S)  # (GN, C, V)
+        if p.by_write is not None:
+            torch.baddbmm(y, p.by_write, W, out=y)  # in place, and counted where operations are counted
+        ctx.save_for_backward(*operands, *p[1:], S, W)
+        ctx.options = erase, fit, read
+        ctx.set_materialize_grads(False)
+        return y.view(len(final), -1, y.shape[-1]), _apart(S, final)[-1].clone(), final
+
+    @staticmethod
+    def backward(ctx: Any, *d: Tensor | None) -> tuple[Tensor | None, ...]:
+        operands, (*p, S, W) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        (*x, memory), p = operands, Prepared(operands[2], *p)  # the first field is not asked for
+        if torch.is_grad_enabled():
+            p, S, W, _ = _keep(operands, *ctx.options)
+        return *_gradients(d, Chunks(*x), p, memory, S, W, *ctx.options), None, None, None
+
+
+def _keep(operands: Sequence[Tensor], erase: float, fit: float, read: Read) -> tuple[Prepared, Tensor, Tensor, Tensor]:
+    """What the gradients need: S^T before each chunk (GN, K, V) and the writes (GN, C, V); and the last S^T."""
+    *x, memory = operands
+    p = _prepare(Chunks(*x), erase, fit, read)
+    return p, *_loop(p.by_value, p.by_memory, p.whole, None, p.to_memory, memory)
+
+
+def _loop(
+    first: Tensor, through: Tensor, whole: Tensor, extra: Tensor | None, into: Tensor, S: Tensor, back: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W = first + through S, S <- whole S + extra + into^T W for chunk after chunk: S before each, all W, the last S.
+
+    Its gradient is the same loop, `back` from the last chunk, with `through` and `into` exchanged.
+    """
+    n, anew = len(whole) // len(S), torch.is_grad_enabled() or transformed(first, S) is not None
+    states, writes = S.new_empty(len(whole), *S.shape[1:]), torch.empty_like(first)
+    places = [(None, None)] * n if anew else list(zip(_apart(states, S), _apart(writes, S)))
+    parts = list(zip(*(_apart(t, S) for t in (first, through, whole, into, *(() if extra is None else (extra,))))))
+    done = []
+    for i in reversed(range(n)) if back else range(n):
+        (state, write), (a, z, g, t, *b) = places[i], parts[i]
+        before = S if state is None else state.copy_(S)
+        write = torch.baddbmm(a, z, before, out=write)
+        done.append((before, write))
+        S = torch.baddbmm(torch.addcmul(b[0], g, before) if b else g * before, t.mT, write)
+    if anew:
+        states, writes = (torch.stack(x, 1).flatten(0, 1) for x in zip(*(done[::-1] if back else done)))
+    return states, writes, S
+
+
+def _gradients(
+    d: Sequence[Tensor | None],
+    x: Chunks,
+    p: Prepared,
+    memory: Tensor,
+    S: Tensor,
+    W: Tensor,
+    erase: float,
+    fit: float,
+    read: Read,
+) -> tuple[Tensor | None, ...]:
+    """Of the operands and the memory, from the states S^T (GN, K, V) before each chunk and the writes W (GN, C, V)."""
+    dy, d_last, d_final = d
+    rate, left, inside = x.eta.unsqueeze(-1), p.left, p.left[:, :-1, 1:]
+    d_read = None if dy is None else dy.reshape(W.shape)
+    onto_W = torch.zeros_like(W) if d_read is None or p.by_write is None else torch.bmm(p.by_write.mT, d_read)
+    onto_S = torch.zeros_like(S) if d_read is None else torch.bmm(p.by_held.mT, d_read)
+    if d_last is not None:
+        onto_S.unflatten(0, (len(memory), -1))[:, -1] += d_last
+    dS = torch.zeros_like(memory) if d_final is None else d_final
+    dS, dW, d_memory = _loop(onto_W, p.to_memory, p.whole, onto_S, p.by_memory, dS, back=True)  # dS after each chunk
+    dR = dW if p.inverse is None else torch.bmm(p.inverse.mT, dW)  # of eta (V - c K S^T)
+    asked, written = torch.bmm(dR, S.mT), torch.bmm(W, dS.mT)  # (GN, C, K)
+    c, dc = erase * left[:, :-1, :1] + fit, _dot(asked, x.k)
+    d_rate = _dot(dR, x.v) - c * dc
+    dk = torch.addcmul(left[:, -1, 1:, None] * written, c * rate, asked, value=-1)
+    d_end = torch.cat([_dot(dS.flatten(1), S.flatten(1)).unsqueeze(-1), _dot(written, x.k).mT], -1)  # (GN, 1, C + 1)
+    d_left = left[:, -1:].mT * d_end
+    if p.inverse is not None and p.keys is not None:
+        dA = torch.bmm(dR, W.mT).mul_(-erase)
+        B = inside * dA
+        d_rate = d_rate + _dot(B, p.keys)
+        B = rate * B
+        dk = torch.baddbmm(dk, B + B.mT, x.k)
+        d_left = torch.baddbmm(d_left, left[:, :-1].mT, torch.cat([-erase * rate * dc, dA * p.keys * rate], -1))
+    dq = None if d_read is None else torch.bmm(d_read, S.mT)
+    if dq is not None and d_read is not None and p.asked is not None:
+        rows = _rows(left, read)
+        dP = torch.bmm(d_read, W.mT)
+        d_left = torch.baddbmm(d_left, rows.mT, torch.cat([_dot(dq, x.q), p.asked * dP], -1))
+        dP = dP * rows[..., 1:]
+        dq = torch.baddbmm(dq * rows[..., :1], dP, x.k)
+        dk = torch.baddbmm(dk, dP.mT, x.q)
+    d_alpha = (left[:, :-1] * d_left[:, 1:]).sum(-1)  # d_left is left^T times the gradient of left
+    return dq, dk, rate * dR, d_rate.squeeze(-1), d_alpha, d_memory
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """(..., K) -> (..., 1)"""
+    return (x * y).sum(-1, keepdim=True)

@@ -1,8 +1,7 @@
 """The Triton recurrence as torch ops: kernels launched, gradients registered, the order of differentiation stated.
 
-The backward pass is an op of its own. It is opaque to autograd, so a second derivative through it is either computed
-from the chunked form, which is plain torch (`again`, what backend "auto" asks for), or refused by name; it is never
-taken for zero.
+The backward pass is an op of its own and opaque to autograd; what it lacks is computed from the chunked form or refused
+(`orders.py`).
 
 Shapes: B batch, T tokens, H heads, K key, V value, N chunks.
 """
@@ -20,8 +19,9 @@ from triton import cdiv, next_power_of_2
 from nested_kernels.delta_rule import triton as kernels
 from nested_kernels.delta_rule.chunked import read_chunks
 from nested_kernels.launch import AotCase, launch
+from nested_kernels.orders import differentiable
 
-FEW = 8  # tokens for which `step` is the forward pass: one launch, no matrix products
+STEPWISE = 8  # tokens for which `step` is the forward pass: one launch, no matrix products
 Three = tuple[Tensor, Tensor, Tensor]
 
 
@@ -44,7 +44,7 @@ def forward(
     q, k, v, eta, alpha = (x.laid_out(t) for t in (q, k, v, eta, alpha))
     memory = memory.contiguous()
     y, last, final = x.empty(v), torch.empty_like(memory), torch.empty_like(memory)
-    if q.shape[2] <= FEW:
+    if q.shape[2] <= STEPWISE:
         x.step(q, k, v, eta, alpha, memory, y, last, final)
     else:
         by_value, by_memory, reads, _ = x.prepare(q, k, v, eta, alpha, keep=False)
@@ -69,7 +69,7 @@ def backward(
     length: int,
     before: int,
     again: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """Gradients of q, k, v, eta, alpha and memory; states are computed again, so that only operands were kept."""
     x = _Call(q, v, erase, fit, read, length, before)
     q, k, v, eta, alpha, dy = (x.laid_out(t) for t in (q, k, v, eta, alpha, dy))
@@ -82,8 +82,7 @@ def backward(
     x.scan_back(q, k, alpha, by_memory, reads, dy, d_last, d_final, d_memory, d_states, d_writes)
     found = [x.empty(t) for t in (q, k, v, eta, alpha)]
     x.gradients(q, k, v, eta, alpha, solved, states, writes, d_states, d_writes, dy, *found)
-    dq, dk, dv, d_eta, d_alpha = found
-    return dq, dk, dv, d_eta, d_alpha, d_memory
+    return [*found, d_memory]
 
 
 class _Call:
@@ -163,10 +162,10 @@ def _(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor, memory: Tenso
 
 
 @recurrence_backward.register_fake
-def _(dy: Tensor, d_last: Tensor, d_final: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(dy: Tensor, d_last: Tensor, d_final: Tensor, *rest: Any) -> list[Tensor]:
     *operands, memory = rest[:6]
     found = [_empty(t, _tokens_first(rest[0])) for t in operands]
-    return *found, torch.empty_like(memory, memory_format=torch.contiguous_format)
+    return [*found, torch.empty_like(memory, memory_format=torch.contiguous_format)]
 
 
 @register_flop_formula(torch.ops.nested_kernels.delta_rule)
@@ -185,42 +184,13 @@ def _backward_flops(*given: Any, out_val: Any = None, **_: Any) -> int:
     return 2 * _forward_flops(*given[3:])
 
 
-def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-    ctx.options = tuple(x for x in inputs if not isinstance(x, Tensor))
-
-
-def _first(ctx: Any, dy: Tensor, d_last: Tensor, d_final: Tensor) -> tuple:
-    found = recurrence_backward(dy, d_last, d_final, *ctx.saved_tensors, *ctx.options)
-    return *found, *(None for _ in ctx.options)
-
-
-def _second(ctx: Any, *u: Tensor) -> tuple:
-    """The chunked form's: gradients of <u, gradients>, by the same rule of pulling back twice."""
-    *options, again = ctx.options
-    if not again:
-        raise NotImplementedError(
-            'delta_rule: backend "triton" is differentiable once, and a second derivative was asked for; '
-            'backend "chunked" has every order, and "auto" takes the second from it'
-        )
-    cotangents, operands = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-
-    def pulled_back(dy: Tensor, d_last: Tensor, d_final: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(lambda *x: _in_torch(x, *options), *operands)[1]((dy, d_last, d_final))
-
-    with torch.autocast(operands[0].device.type, enabled=False):
-        found = torch.func.vjp(pulled_back, *cotangents, *operands)[1](u)
-    return *found, *(None for _ in ctx.options)
-
-
 def _in_torch(operands: tuple[Tensor, ...], erase: float, fit: float, read: Any, length: int, before: int) -> Three:
     q, k, v, eta, alpha, memory = (x.float() for x in operands)
     y, last, final = read_chunks(q, k, v, eta, alpha, memory, erase, fit, read, length, before)
     return y.to(operands[2].dtype), last, final
 
 
-recurrence.register_autograd(_first, setup_context=_keep)
-recurrence_backward.register_autograd(_second, setup_context=_keep)
+differentiable("delta_rule", recurrence, recurrence_backward, _in_torch, ends=3)
 
 
 def _example(
@@ -233,7 +203,7 @@ def _example(
     memory = torch.empty(8, 16, size, size, device="meta")
     options = (erase, fit, read, length, 0, False)
     y, last, final = forward(q, k, v, eta, alpha, memory, *options)
-    if tokens > FEW:
+    if tokens > STEPWISE:
         backward(y, last, final, q, k, v, eta, alpha, memory, *options)
 
 

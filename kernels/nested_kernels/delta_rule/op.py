@@ -1,14 +1,15 @@
 """The delta rule as one function: arguments checked, a form chosen, precision kept.
 
 Order of differentiation: "reference" and "chunked" any, both plain torch; "triton" one, and a second raises; "auto"
-any, since it takes second and higher orders from the chunked form, whatever computed the first.
+any, since it takes second and higher orders from the chunked form, whatever computed the first. Compiled code has one,
+whatever the backend, and refuses a backward pass that keeps its graph (`orders.py`).
 
 Shapes: B batch, T tokens, H heads, K key, V value.
 """
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -21,11 +22,13 @@ from nested_kernels.arguments import (
     check_retention,
     check_tensor,
     check_words,
+    widest,
 )
-from nested_kernels.backend import chosen, fall_back, transformed, without_triton
+from nested_kernels.backend import chosen, form_of, without_triton
 from nested_kernels.delta_rule.chunked import delta_rule_chunked
 from nested_kernels.delta_rule.reference import delta_rule_reference
 from nested_kernels.delta_rule.rule import Objective, Read, Retain, Rule, State
+from nested_kernels.orders import once_if_compiled
 
 Backend = Literal["auto", "reference", "chunked", "triton"]
 CHUNK = 32  # the fastest or near it from 50 to 1,024 tokens on a CPU, for heads of 16 to 64
@@ -65,9 +68,9 @@ def delta_rule(
     read "cumulative": y_t = M_{t-1} q_t; "after": M_t q_t; "anchor": M_xi q_t.
 
     `state` is a memory (B, H, V, K), which begins an anchor chunk, or the State of an earlier call with the same
-    options: pieces give what the whole gives. All is computed, and the state kept, in float32, or in float64 where an
-    operand is float64; y has the dtype of v. `chunk` is the chunk length of the chunked form (with an anchor it is the
-    anchor).
+    options: pieces give what the whole gives. What is returned shares no memory with it, but an anchor that stays open
+    is handed on as it is. All is computed, and the state kept, in float32, or in float64 where an operand is float64; y
+    has the dtype of v. `chunk` is the chunk length of the chunked form (with an anchor it is the anchor).
 
     `backend` "auto" is Triton on a CUDA device, for K and V up to 128 and chunks of up to 64 tokens, else torch; where
     q, k and v are all bfloat16, Triton multiplies them as such and adds up in float32. Differentiable to any order,
@@ -78,15 +81,20 @@ def delta_rule(
     state = state if isinstance(state, State) else State(state)
     _check_lengths(anchor, chunk, state)
     _check_tensors(q, k, v, eta, alpha, state, retain, initial)
-    out, dtype = v.dtype, _dtype(q, k, v, eta, alpha, state.memory)
+    out, dtype = v.dtype, widest(q, k, v, eta, alpha, state.memory)
     half = q.dtype == k.dtype == v.dtype == torch.bfloat16
     fitting = anchor if anchor > 1 else chunk or (LONGEST if half else LONGEST // 4)  # registers
-    form = _form(backend, named, dtype, fitting, q, v, k, eta, alpha, *state[:2], initial)
+    operands = (q, k, v, eta, alpha, *state[:2], initial)
+    plain = "reference" if q.shape[2] <= FEW else "chunked"
+    unfit = partial(_unfit, dtype, fitting, q, v)
+    form = form_of("delta_rule", backend, named, plain, q.is_cuda, unfit, operands)
     narrow = torch.bfloat16 if half and form == "triton" else dtype
     q, k, v, eta, alpha = q.to(narrow), k.to(narrow), v.to(narrow), eta.to(dtype), alpha.to(dtype)
     state = State(state.memory.to(dtype), None if state.anchor is None else state.anchor.to(dtype), state.position)
     initial = None if initial is None else initial.to(dtype)
     given = {"objective": objective, "rule": rule, "anchor": anchor, "read": read, "initial": initial}
+    begun = state.anchor is None and q.shape[2] < anchor  # the chunk whose anchor is the memory that is given
+    held = state.memory
     with torch.autocast(q.device.type, enabled=False):  # which would compute the state in half precision
         if form == "reference":
             y, state = delta_rule_reference(q, k, v, eta, alpha, state, **given)
@@ -97,25 +105,9 @@ def delta_rule(
 
             given["recurrence"] = partial(recurrence, again=backend == "auto")
             y, state = delta_rule_chunked(q, k, v, eta, alpha, state, chunk=fitting, **given)
-    return y.to(out), state
-
-
-def _form(
-    backend: Backend, named: str, dtype: torch.dtype, length: int, q: Tensor, v: Tensor, *others: Tensor | None
-) -> str:
-    """The form that runs: as `named` by argument or environment, or what suits the device and the shapes."""
-    few = "reference" if q.shape[2] <= FEW else "chunked"
-    if named in ("reference", "chunked"):
-        return named
-    if named == "auto" and not q.is_cuda:
-        return few
-    why = _unfit(dtype, length, q, v) or transformed(q, v, *others)
-    if why is None:
-        return "triton"
-    if backend == "triton":
-        raise ValueError(f"delta_rule: backend is 'triton', and {why}")
-    fall_back("delta_rule", few, why)
-    return few
+    anchored = held.clone() if begun else state.anchor
+    memory, anchored = (None if x is None else once_if_compiled(x) for x in (state.memory, anchored))
+    return once_if_compiled(y.to(out)), state._replace(memory=memory, anchor=anchored)
 
 
 def _unfit(dtype: torch.dtype, length: int, q: Tensor, v: Tensor) -> str | None:
@@ -129,11 +121,6 @@ def _unfit(dtype: torch.dtype, length: int, q: Tensor, v: Tensor) -> str | None:
     if dtype != torch.float32:
         return f"an operand is {dtype}; float32 and bfloat16 are allowed"
     return without_triton(q.device)
-
-
-def _dtype(*tensors: Tensor) -> torch.dtype:
-    """That of the most precise operand, at least float32."""
-    return reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
 
 
 def _check_lengths(anchor: int, chunk: int | None, state: State) -> None:
@@ -153,10 +140,10 @@ def _check_tensors(
     given |= {name: x for name, x in held.items() if x is not None}
     for name, x in given.items():
         check_tensor("delta_rule", name, x, Axes[name])
-    if q.ndim != 4 or v.ndim != 4 or not q.shape[0] or not q.shape[2]:
+    if q.ndim != 4 or v.ndim != 4 or not all(q.shape) or not all(v.shape):
         raise ValueError(
             f"delta_rule: q is {tuple(q.shape)}, v {tuple(v.shape)}; allowed: (B, H, T, K) and (B, H, T, V), "
-            "B and T > 0"
+            "all at least 1"
         )
     check_retention("delta_rule", retain, initial is not None)
     sizes = {"V": v.shape[3], **dict(zip("BHTK", q.shape))}

@@ -95,5 +95,6 @@ def _example(param: torch.dtype, grad: torch.dtype) -> None:
 AOT_CASES = [
     AotCase("step of levels, float32", partial(_example, torch.float32, torch.float32)),
     AotCase("step of levels, bfloat16", partial(_example, torch.bfloat16, torch.bfloat16)),
+    AotCase("step of levels, float16", partial(_example, torch.float16, torch.float16), slow=True),
     AotCase("step of levels, gradients in float32", partial(_example, torch.bfloat16, torch.float32), slow=True),
 ]

@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from nested_kernels.alike import alike
-from nested_kernels.arguments import check_floating
+from nested_kernels.arguments import FLOATING, check_floating
 from nested_kernels.backend import chosen, fall_back, transformed, without_triton
 from nested_kernels.level_step.chunked import level_step_chunked
 from nested_kernels.level_step.reference import level_step_reference
@@ -24,6 +24,7 @@ from nested_kernels.level_step.rule import Form, LevelRule, Shape, state_dtype
 Backend = Literal["auto", "reference", "chunked", "triton"]
 BACKENDS = get_args(Backend)
 PLAIN = {Tensor, Parameter}  # whose memory is what their address says
+LEAST = 1e-15  # of eps: its square is not 0 in float32
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 TORCH = {"reference": level_step_reference, "chunked": level_step_chunked}
 
@@ -51,15 +52,20 @@ def level_step(
     (levels,) on the device; in the vector form with Triton the host does not wait for it.
 
     `backend` "auto" is Triton for vectors on a CUDA device, else torch in place; matrices of one shape are multiplied
-    in batches. Not differentiable. Raises ValueError that names the argument, what was seen and what is allowed.
+    in batches, for which there is no kernel: "triton" refuses them. What is written shares no memory with anything else
+    that is given. Not differentiable. Raises ValueError that names the argument, what was seen and what is allowed.
     """
     named = chosen("level_step", backend, BACKENDS)
-    rules = [rules] if isinstance(rules, LevelRule) else list(rules)
-    levels = [0] * len(params) if levels is None else levels
-    gathered = [None] * len(params) if gathered is None else gathered
+    rules = [rules] if isinstance(rules, LevelRule) else rules
     _check_rules(rules, due)
+    given = {"params": params, "grads": grads, "momenta": momenta, "gathered": [] if gathered is None else gathered}
+    _check_lists(given)
+    gathered = [None] * len(params) if gathered is None else gathered
+    levels = [0] * len(params) if levels is None else levels
     _check_tensors(params, grads, momenta, gathered, levels, len(rules))
-    _check_derivative([*params, *grads, *momenta])
+    written = [*params, *momenta, *(x for x in gathered if x is not None)]
+    _check_derivative([*grads, *written])
+    _check_memory(grads, written)
     step = _Tensors(params, grads, momenta, gathered, levels)
     if named in TORCH or (named == "auto" and not params[0].is_cuda):
         _in_torch(named, step, rules, due)
@@ -69,7 +75,9 @@ def level_step(
         for p, g, level in zip(params, grads, levels)
     ]
     parts = [(kinds[same[0]], step.at(same)) for same in alike(kinds)]
-    reasons = [None if kind == "matrix" else _unfit(part) for kind, part in parts]
+    reasons = [
+        (_no_kernel(part) if named == "triton" else None) if kind == "matrix" else _unfit(part) for kind, part in parts
+    ]
     why = next((reason for reason in reasons if reason), None)
     if why and backend == "triton":
         raise ValueError(f"level_step: backend is 'triton', and {why}")
@@ -123,6 +131,10 @@ def _flags(due: Sequence[bool] | Tensor | None, levels: int) -> list[bool]:
     return [bool(x) for x in (due.tolist() if isinstance(due, Tensor) else due)]
 
 
+def _no_kernel(step: _Tensors) -> str:
+    return f"rules[{step.levels[0]}].shape is 'matrix', for tensors of two dimensions or more; 'vector' is allowed"
+
+
 def _unfit(step: _Tensors) -> str | None:
     """Why Triton cannot do it."""
     params, grads, momenta, gathered, _ = step
@@ -147,13 +159,41 @@ def _check_derivative(operands: Sequence[Tensor]) -> None:
 
 
 def _check_rules(rules: Sequence[LevelRule], due: Sequence[bool] | Tensor | None) -> None:
+    if not isinstance(rules, Sequence) or not rules:
+        raise ValueError(f"level_step: rules is {rules!r}; a LevelRule, or a list of one or more, is allowed")
     for i, rule in enumerate(rules):
+        if not isinstance(rule, LevelRule):
+            raise ValueError(f"level_step: rules[{i}] is {rule!r}; a LevelRule is needed")
+        if rule.form == "normalised" and not rule.eps >= LEAST:
+            raise ValueError(f"level_step: rules[{i}].eps is {rule.eps}; {LEAST} or more is allowed")
         for name, seen, allowed in (("form", rule.form, get_args(Form)), ("shape", rule.shape, get_args(Shape))):
             if seen not in allowed:
                 raise ValueError(f"level_step: rules[{i}].{name} is {seen!r}; allowed: {', '.join(allowed)}")
     shape = (len(rules),) if due is None else tuple(due.shape) if isinstance(due, Tensor) else (len(due),)
     if shape != (len(rules),):
         raise ValueError(f"level_step: due is {shape}; beside {len(rules)} rules it must be ({len(rules)},)")
+
+
+def _check_lists(given: dict[str, Sequence[Tensor | None]]) -> None:
+    for name, xs in given.items():
+        if not isinstance(xs, Sequence):
+            raise ValueError(f"level_step: {name} is a {type(xs).__name__}; a list of tensors is needed")
+        for i, x in enumerate(xs):
+            if not isinstance(x, Tensor) and not (x is None and name == "gathered"):
+                raise ValueError(f"level_step: {name}[{i}] is {x!r}; a tensor is needed")
+
+
+def _check_memory(read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    """No tensor is written twice, or read beside; parts of one another are not looked for, which would take long."""
+    if torch.compiler.is_compiling() or {type(x) for x in (*read, *written)} - PLAIN:
+        return  # they may have no address
+    addresses = [at for x in written if (at := x.data_ptr())]  # 0 where there is no element, or no memory
+    once = set(addresses)
+    if len(once) < len(addresses) or not once.isdisjoint([x.data_ptr() for x in read]):
+        raise ValueError(
+            "level_step: two of params, momenta and gathered, or one of them and one of grads, have the same memory; "
+            "what is written has its own"
+        )
 
 
 def _check_tensors(
@@ -170,6 +210,8 @@ def _check_tensors(
     for name, xs in given.items():
         if len(xs) != len(params):
             raise ValueError(f"level_step: {name} has {len(xs)} entries; as params it must have {len(params)}")
+    if strange := [level for level in levels if not isinstance(level, int)]:
+        raise ValueError(f"level_step: levels has {strange[0]!r}; integers are allowed")
     if not all(0 <= level < rules for level in levels):
         raise ValueError(f"level_step: levels has {min(levels)} to {max(levels)}; allowed: 0 to {rules - 1}")
     shapes, device = [p.shape for p in params], params[0].device
@@ -184,7 +226,7 @@ def _check_tensors(
             _check_each(name, "dtype", places, [x.dtype for x in there], states)
             if apart := [i for i, x in zip(places, there) if not x.is_contiguous()]:
                 raise ValueError(f"level_step: {name}[{apart[0]}] is not contiguous; contiguous tensors are allowed")
-        elif not all(map(Tensor.is_floating_point, there)):
+        elif not {x.dtype for x in there}.issubset(FLOATING):
             for i, x in zip(places, there):
                 check_floating("level_step", f"{name}[{i}]", x)
 

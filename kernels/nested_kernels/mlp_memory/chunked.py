@@ -13,6 +13,7 @@ Shapes: Z batch and heads, N memories, L tokens of a chunk, K head width, E hidd
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from nested_kernels.delta_rule import delta_rule
 from nested_kernels.delta_rule.chunked import decay
-from nested_kernels.delta_rule.op import FEW
+from nested_kernels.delta_rule.op import FEW, Backend
 from nested_kernels.mlp_memory.rule import MLPState, Read, Weights, Write, all_of, both, gelu, started
+
+LONG = 64  # tokens with momentum at a time: their decays take L^3 operations
 
 
 class Chunk(NamedTuple):
@@ -145,14 +148,29 @@ def fan(x: Tensor, up: Tensor) -> Tensor:
 
 
 def advance(
-    steps: Steps, erase: float, weight: Tensor, initial: Tensor | None, momentum: Tensor | None, read: Read
+    steps: Steps,
+    erase: float,
+    weight: Tensor,
+    initial: Tensor | None,
+    momentum: Tensor | None,
+    read: Read,
+    backend: Backend | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Answers (Y, L, O), a layer (Y, O, I) after all steps, and its momentum."""
+    """Answers (Y, L, O), a layer (Y, O, I) after all steps, and its momentum.
+
+    `backend` is that of the delta rule without momentum, None plain torch.
+    """
     if steps.key.shape[1] == 1:
-        return None, *step(steps, erase, weight, initial, momentum)
+        after, gathered = step(steps, erase, weight, initial, momentum)
+        asked = weight if read == "cumulative" else after
+        return None if steps.query is None else steps.query @ asked.mT, after, gathered
     if momentum is None:
-        return *delta(steps, erase, weight, initial, read), None
-    return with_momentum(steps, erase, weight, initial, momentum, read)
+        return *delta(steps, erase, weight, initial, read, backend), None
+    reads = []
+    for part in zip(*(repeat(None) if x is None else x.split(LONG, 1) for x in steps)):
+        asked, weight, momentum = with_momentum(Steps._make(part), erase, weight, initial, momentum, read)
+        reads.append(asked)
+    return None if steps.query is None else torch.cat(reads, 1), weight, momentum
 
 
 def step(
@@ -168,7 +186,9 @@ def step(
     return torch.baddbmm(kept, erased.mT, at.key, alpha=-1) + momentum, momentum
 
 
-def delta(at: Steps, erase: float, weight: Tensor, initial: Tensor | None, read: Read) -> tuple[Tensor | None, Tensor]:
+def delta(
+    at: Steps, erase: float, weight: Tensor, initial: Tensor | None, read: Read, backend: Backend | None
+) -> tuple[Tensor | None, Tensor]:
     """The delta rule with -error as fixed values, whose objective is the dot product."""
     reads, state = delta_rule(
         (at.key if at.query is None else at.query).unsqueeze(1),
@@ -182,7 +202,7 @@ def delta(at: Steps, erase: float, weight: Tensor, initial: Tensor | None, read:
         read=read,
         retain="zero" if initial is None else "initial",
         initial=None if initial is None else initial.unsqueeze(1),
-        backend="reference" if at.key.shape[1] <= FEW else "chunked",
+        backend=backend or ("reference" if at.key.shape[1] <= FEW else "chunked"),
     )
     return None if at.query is None else reads.squeeze(1), state.memory.squeeze(1)
 

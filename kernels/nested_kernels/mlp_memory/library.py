@@ -1,8 +1,7 @@
 """The Triton memory as torch ops: kernels launched, gradients registered, the order of differentiation stated.
 
-The backward pass is an op of its own. It is opaque to autograd, so a second derivative through it is either computed
-from the chunked form, which is plain torch (`again`, what backend "auto" asks for), or refused by name; it is never
-taken for zero.
+The backward pass is an op of its own and opaque to autograd; what it lacks is computed from the chunked form or refused
+(`orders.py`).
 
 Shapes: Z batch and heads, N memories, T tokens, K head width, E hidden width.
 """
@@ -22,6 +21,7 @@ from nested_kernels.mlp_memory import triton as kernels
 from nested_kernels.mlp_memory.chunked import Chunk, flat, read_chunk
 from nested_kernels.mlp_memory.rule import MLPState, Weights, Write, all_of, both, operations, started
 from nested_kernels.mlp_memory.triton_backward import gradients
+from nested_kernels.orders import differentiable
 
 SEGMENT = 16  # chunks whose weights are kept at once in a backward pass
 BLOCK = {kernels.advance: 32, gradients: 16}  # hidden units that go by at once: the least stack
@@ -213,46 +213,10 @@ def _backward_flops(*given: Any, out_val: Any = None, **_: Any) -> int:
     return 2 * _forward_flops(*given[5:])
 
 
-def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
-    tensors = 14 if len(inputs) == 23 else 19
-    ctx.save_for_backward(*inputs[:tensors])
-    ctx.options = inputs[tensors:]
-
-
-def _first(ctx: Any, *ends: Tensor) -> tuple:
-    operands = ctx.saved_tensors
-    found = iter(recurrence_backward(*ends, *operands, *ctx.options))
-    return *(None if x is None else next(found) for x in operands), *(None for _ in ctx.options)
-
-
-def _second(ctx: Any, u: list[Tensor]) -> tuple:
-    """The chunked form's: gradients of <u, gradients>, by the same rule of pulling back twice."""
-    *options, again = ctx.options
-    if not again:
-        raise NotImplementedError(
-            'mlp_memory: backend "triton" is differentiable once, and a second derivative was asked for; '
-            'backend "chunked" has every order, and "auto" takes the second from it'
-        )
-    ends, operands = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    given = [x is not None for x in operands]
-
-    def outputs(*tensors: Tensor) -> Five:
-        it = iter(tensors)
-        return _in_torch(Operands._make(next(it) if there else None for there in given), Options(*options))
-
-    def pulled_back(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(outputs, *tensors[5:])[1](tensors[:5])
-
-    with torch.autocast(operands[1].device.type, enabled=False):
-        found = iter(torch.func.vjp(pulled_back, *ends, *(x for x in operands if x is not None))[1](tuple(u)))
-    of_ends = [next(found) for _ in ends]
-    return *of_ends, *(next(found) if there else None for there in given), *(None for _ in ctx.options)
-
-
-def _in_torch(x: Operands, options: Options) -> Five:
+def _in_torch(operands: tuple, *numbers: Any) -> Five:
     """`forward` in plain torch."""
+    x, options = Operands(*operands), Options(*numbers)
     write, length = Write(*options[:6]), options.length
-
     anchor, start, S = (None if x[at] is None else Weights._make(x[at : at + 2]) for at in (8, 10, 12))
     tokens = [None if w is None else w.float() if w.ndim == 3 else w.unsqueeze(-1) for w in x[:6]]
     live, ys = Weights(x.up, x.down), []
@@ -265,8 +229,7 @@ def _in_torch(x: Operands, options: Options) -> Five:
     return y, live.up, live.down, S.up, S.down
 
 
-recurrence.register_autograd(_first, setup_context=_keep)
-recurrence_backward.register_autograd(_second, setup_context=_keep)
+differentiable("mlp_memory", recurrence, recurrence_backward, _in_torch, ends=5)
 
 
 def mlp_memory_triton(
@@ -329,6 +292,7 @@ AOT_CASES = [
         ("HOPE's memory, 128 wide", (torch.bfloat16, 128, 512, 32, True, 64), 576, 2816, True),
         ("HOPE's memory, float32", (torch.float32, 64, 256, 16, True, 32), 640, 4096, True),
         ("Titans' memory, 64 wide", (torch.bfloat16, 64, 256, 32, False, 64), 0, 640, True),
+        ("Titans' memory, chunks of 64", (torch.bfloat16, 64, 256, 64, False, 128), 144, 2048, True),
         ("Titans' memory, momentum", (torch.bfloat16, 64, 256, 32, False, 64, False, True), 96, 2304, True),
     )
 ]

@@ -1,14 +1,15 @@
 """The two-layer memory as one function: arguments checked, a form chosen, precision kept.
 
 Order of differentiation: "reference" and "chunked" any, both plain torch; "triton" one, and a second raises; "auto"
-any, since it takes second and higher orders from the chunked form, whatever computed the first.
+any, since it takes second and higher orders from the chunked form, whatever computed the first. Compiled code has one,
+whatever the backend, and refuses a backward pass that keeps its graph (`orders.py`).
 
 Shapes: B batch, T tokens, H heads, N memories that share tokens, K head width, E hidden width.
 """
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,12 +22,14 @@ from nested_kernels.arguments import (
     check_retention,
     check_tensor,
     check_words,
+    widest,
 )
-from nested_kernels.backend import chosen, fall_back, transformed, without_triton
+from nested_kernels.backend import chosen, form_of, without_triton
 from nested_kernels.delta_rule import Objective, Retain, Rule
 from nested_kernels.mlp_memory.chunked import mlp_memory_chunked
 from nested_kernels.mlp_memory.reference import mlp_memory_reference
 from nested_kernels.mlp_memory.rule import Erase, MLPState, Read, Values, Weights, all_of, both, write_of
+from nested_kernels.orders import once_if_compiled
 
 Backend = Literal["auto", "reference", "chunked", "triton"]
 WIDEST = 128  # K in Triton: a chunk of keys, and blocks of both layers as wide as they, lie in registers
@@ -71,7 +74,8 @@ def mlp_memory(
     with read "cumulative", M_t(q_t) with "after", none where q is None.
 
     `state` is weights, which begin an anchor chunk, or the MLPState of an earlier call with the same options: pieces
-    give what the whole gives. All is computed, and the state kept, in float32, or in float64 where an operand is
+    give what the whole gives. What is returned shares no memory with it, but an anchor that stays open is handed on as
+    it is. All is computed, and the state kept, in float32, or in float64 where an operand is
     float64; y has the dtype of v.
 
     `backend` "auto" is Triton on a CUDA device, for K up to 128 and chunks of up to 64 tokens, and momentum with rule
@@ -86,10 +90,10 @@ def mlp_memory(
     tensors = {"q": q, "k": k, "v": v, "eta": eta, "alpha": alpha, "beta": beta}
     tensors |= _parts(dict(zip(PAIRS, (*state[:3], initial))))
     _check_tensors(tensors, retain)
-    out, dtypes = v.dtype, [x.dtype for x in tensors.values() if x is not None]
-    dtype = reduce(torch.promote_types, dtypes, torch.float32)
+    out, dtype = v.dtype, widest(*tensors.values())
     half = k.dtype == v.dtype == torch.bfloat16 and (q is None or q.dtype == torch.bfloat16)
-    form = _form(backend, named, dtype, min(anchor, k.shape[2]), beta is not None and rule != "gd", tensors)
+    unfit = partial(_unfit, dtype, min(anchor, k.shape[2]), beta is not None and rule != "gd", k)
+    form = form_of("mlp_memory", backend, named, "chunked", k.is_cuda, unfit, tensors.values())
     narrow = torch.bfloat16 if half and form == "triton" else dtype
 
     def wide(x: Tensor) -> Tensor:
@@ -98,6 +102,8 @@ def mlp_memory(
     q, k, v = None if q is None else q.to(narrow), k.to(narrow), v.to(narrow)
     eta, alpha, beta = wide(eta), wide(alpha), None if beta is None else wide(beta)
     state, initial = all_of(wide, state), None if initial is None else both(wide, initial)
+    begun = state.anchor is None and k.shape[2] < anchor  # the chunk whose anchor is the weights that are given
+    held = state.weights
     given: dict[str, Any] = {"write": write_of(objective, rule, erase, values, bounded), "anchor": anchor}
     given |= {"read": read, "initial": initial}
     with torch.autocast(k.device.type, enabled=False):  # which would compute the state in half precision
@@ -109,26 +115,8 @@ def mlp_memory(
             from nested_kernels.mlp_memory.library import mlp_memory_triton  # needs Triton
 
             y, state = mlp_memory_triton(q, k, v, eta, alpha, beta, state, **given, again=backend == "auto")
-    return None if y is None else y.to(out), state
-
-
-def _form(
-    backend: Backend, named: str, dtype: torch.dtype, length: int, both: bool, tensors: dict[str, Tensor | None]
-) -> str:
-    """The form that runs: as `named` by argument or environment, or what suits the device and the shapes."""
-    k = tensors["k"]
-    assert k is not None
-    if named in ("reference", "chunked"):
-        return named
-    if named == "auto" and not k.is_cuda:
-        return "chunked"
-    why = _unfit(dtype, length, both, k) or transformed(*tensors.values())
-    if why is None:
-        return "triton"
-    if backend == "triton":
-        raise ValueError(f"mlp_memory: backend is 'triton', and {why}")
-    fall_back("mlp_memory", "chunked", why)
-    return "chunked"
+    state = all_of(once_if_compiled, state._replace(anchor=both(torch.clone, held)) if begun else state)
+    return None if y is None else once_if_compiled(y.to(out)), state
 
 
 def _unfit(dtype: torch.dtype, length: int, both: bool, k: Tensor) -> str | None:

@@ -1,7 +1,7 @@
 """Newton-Schulz as one function: arguments checked, a form chosen; and for many matrices in few launches.
 
 Plain torch, by choice: all of it is products of matrices, which cuBLAS does at the chip's speed (kernels/README.md).
-Order of differentiation: any.
+Order of differentiation: any; compiled code has one, and refuses a backward pass that keeps its graph (`orders.py`).
 
 Shapes: B any leading dimensions, O rows, I columns, m the smaller of O and I, n the larger.
 """
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from nested_kernels.alike import alike
-from nested_kernels.arguments import check_floating
+from nested_kernels.arguments import check_floating, check_length, check_tensor
 from nested_kernels.backend import chosen
 from nested_kernels.newton_schulz.gram import newton_schulz_gram
 from nested_kernels.newton_schulz.reference import QUINTIC, Coefficients, newton_schulz_reference
+from nested_kernels.orders import once_if_compiled
 
 Backend = Literal["auto", "reference", "gram"]
 WIDE = 3  # n / m from which the Gram form is taken on a device: three quarters of the operations
@@ -33,16 +34,14 @@ def newton_schulz(
     stays below 0.5. The size of G makes no difference unless |G| is below 1e-7. A NaN spreads over its matrix.
 
     `backend` "auto" is the quintic as printed, but on a CUDA device the Gram form where n >= 3 m. Raises ValueError for
-    a tensor of fewer than two dimensions or of integers.
+    a tensor of fewer than two dimensions or of integers, and for fewer than 0 steps.
     """
     named = chosen("newton_schulz", backend, get_args(Backend))
-    if g.ndim < 2:
-        raise ValueError(f"newton_schulz: g has shape {tuple(g.shape)}; it needs a matrix, (*B, O, I)")
-    check_floating("newton_schulz", "g", g)
+    _check(g, steps)
     wide = max(g.shape[-2:]) >= WIDE * min(g.shape[-2:])
     if named == "gram" or (named == "auto" and g.is_cuda and wide):
-        return newton_schulz_gram(g, steps, coefficients)
-    return newton_schulz_reference(g, steps, coefficients)
+        return once_if_compiled(newton_schulz_gram(g, steps, coefficients))
+    return once_if_compiled(newton_schulz_reference(g, steps, coefficients))
 
 
 def newton_schulz_each(
@@ -52,6 +51,8 @@ def newton_schulz_each(
 
     On a CPU they are taken one by one, with the bits of `newton_schulz`.
     """
+    for g in gs:
+        _check(g, steps)
     if all(g.device.type == "cpu" for g in gs):
         return [newton_schulz(g, steps, coefficients, backend=backend) for g in gs]
     return stacked(gs, steps, coefficients, backend)
@@ -67,3 +68,11 @@ def stacked(gs: Sequence[Tensor], steps: int, coefficients: Coefficients, backen
         for i, x in zip(same, solved.unbind() if len(same) > 1 else [solved]):
             found[i] = x
     return [x if x.shape == g.shape else x.mT for x, g in zip(found, gs)]
+
+
+def _check(g: Tensor, steps: int) -> None:
+    check_tensor("newton_schulz", "g", g, ("*B", "O", "I"))
+    if g.ndim < 2:
+        raise ValueError(f"newton_schulz: g has shape {tuple(g.shape)}; it needs a matrix, (*B, O, I)")
+    check_floating("newton_schulz", "g", g)
+    check_length("newton_schulz", "steps", steps, 0)

@@ -16,7 +16,8 @@ from triton.compiler import ASTSource, compile
 TOOLS = Path(nvidia.__file__).parent / "bin"
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED = 232_448  # bytes that a block may have there
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
 
 
 @dataclass

@@ -165,6 +165,35 @@ def test_what_is_no_backward_pass_is_left_to_the_chunked_form(monkeypatch: pytes
             attention_hvp(dual, k, v, 7)
 
 
+@pytest.mark.parametrize("at", range(3))
+def test_a_forward_mode_derivative_of_any_operand_is_seen(at: int) -> None:
+    x = [t.float() for t in draw(18, 20, 16)[:3]]
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="and a forward-mode derivative is asked for"):
+        attention_hvp(*(forward_ad.make_dual(t, t) if i == at else t for i, t in enumerate(x)), backend="triton")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("form", ["auto", "triton"])
+def test_a_forward_mode_derivative_of_the_gradients_is_refused(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the opaque backward passes it would be 0, or None."""
+    monkeypatch.setenv("NESTED_KERNELS_BACKEND", "triton")
+    x = [t.float().requires_grad_() for t in draw(18, 20, 16)[:3]]
+    y = attention_hvp(*x, 9, form)  # type: ignore[misc]
+    u = torch.ones_like(y, requires_grad=True)
+    first = torch.autograd.grad(y, x, u, create_graph=True)
+    words = '"triton" is differentiated by backward passes, and {}; backend "reference" has every derivative'
+    for outputs, inputs, cotangents in ((y, x, u.detach()), (first[0], (*x, u), torch.ones_like(x[0]))):
+
+        def gradient(c: Tensor, outputs: Any = outputs, inputs: Any = inputs) -> Tensor:
+            return torch.autograd.grad(outputs, inputs, c, retain_graph=True)[0]
+
+        with pytest.raises(NotImplementedError, match=words.format("it is called inside a transform of torch.func")):
+            torch.func.jvp(gradient, (cotangents,), (cotangents,))
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(cotangents, cotangents)
+            with pytest.raises(NotImplementedError, match=words.format("a forward-mode derivative is asked for")):
+                gradient(dual)
+
+
 def learning(x: list[Tensor], form: Any, wrap: Callable[..., Any]) -> list[Tensor]:
     """The gradients of a loss after two steps of gradient descent on q, through them."""
     leaves = [t.detach().float().requires_grad_() for t in x[:3]]

@@ -125,21 +125,42 @@ def test_heads_beside_each_other_in_memory_are_read_where_they_are() -> None:
     assert max(found.values()) < 2e-6, found
 
 
-def second(x: dict[str, Tensor], backend: str) -> tuple[Tensor, ...]:
-    leaves = [t.float().requires_grad_() for t in list(x.values())[:6]]
-    y, state = delta_rule(*leaves, backend=backend)  # type: ignore[arg-type]
+def test_several_heads_of_several_chunks_have_the_gradients_of_the_token_loop() -> None:
+    found = errors(draw(40, 16, 16, b=2, h=2), {}, chunk=16, read="after")
+    assert max(found.values()) < 2e-6, found
+
+
+@pytest.mark.parametrize("retain", ["zero", "initial"])
+def test_what_is_returned_shares_no_memory_with_what_is_given_but_an_open_anchor(retain: str) -> None:
+    x = {n: t.float() for n, t in draw(3, 16, 16).items()}
+    _, state = call(x, anchor=8, retain=retain, backend="triton")
+    assert state.anchor is not None
+    held = state.anchor.clone()
+    assert torch.equal(held, x["state"])
+    x["state"].zero_()
+    assert torch.equal(state.anchor, held)
+    assert call(x, state, anchor=8, retain=retain, backend="triton")[1].anchor is state.anchor
+
+
+SECOND: list[dict[str, Any]] = [{}, STALE, {"objective": "dot", "rule": "gd", "read": "after"}, {"anchor": 8}]
+
+
+def second(x: dict[str, Tensor], backend: str, **options: Any) -> tuple[Tensor, ...]:
+    leaves = [t.float().requires_grad_() for t in list(x.values())[: 7 if "retain" in options else 6]]
+    y, state = call(dict(zip(Names, leaves)), backend=backend, **options)
     loss = y.square().sum() + state.memory.sin().sum()
     first = torch.autograd.grad(loss, leaves, create_graph=True)
     return torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), leaves)
 
 
-def test_a_second_derivative_is_refused_by_triton_and_taken_from_the_chunked_form_by_auto(monkeypatch) -> None:
-    x = draw(20, 16, 16)
+@pytest.mark.parametrize("way", range(len(SECOND)))
+def test_a_second_derivative_is_refused_by_triton_and_taken_from_the_chunked_form_by_auto(way, monkeypatch) -> None:
+    x, options = draw(20, 16, 16), SECOND[way]
     with pytest.raises(NotImplementedError, match=r'"triton" is differentiable once.*"chunked" has every order'):
-        second(x, "triton")
-    exact = second(x, "chunked")
+        second(x, "triton", **options)
+    exact = second(x, "chunked", **options)
     monkeypatch.setenv("NESTED_KERNELS_BACKEND", "triton")  # the first derivative, and the forward pass
-    for got, wanted in zip(second(x, "auto"), exact):
+    for got, wanted in zip(second(x, "auto", **options), exact):
         assert (got - wanted).norm() < 2e-6 * wanted.norm()
 
 
@@ -160,6 +181,37 @@ def test_what_is_no_backward_pass_is_taken_from_the_chunked_form(monkeypatch: py
         assert_close(forward_ad.unpack_dual(loss("auto")(dual)).tangent, exact)
         with pytest.raises(ValueError, match=r"backend is 'triton', and a forward-mode derivative is asked for"):
             loss("triton")(dual)
+
+
+@pytest.mark.parametrize("name", Names)
+def test_a_forward_mode_derivative_of_any_operand_is_seen(name: str) -> None:
+    x = {n: t.float() for n, t in draw(4, 16, 16).items()}
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="and a forward-mode derivative is asked for"):
+        call(x | {name: forward_ad.make_dual(x[name], x[name])}, retain="initial", backend="triton")
+
+
+def test_a_forward_mode_derivative_of_the_gradient_is_taken_from_the_chunked_form(monkeypatch) -> None:
+    """Of the opaque backward pass it would be 0, or None."""
+    monkeypatch.setenv("NESTED_KERNELS_BACKEND", "triton")
+    x = operands(12)
+
+    def of(backend: Any) -> Any:
+        y = delta_rule(*x, backend=backend)[0]  # type: ignore[misc]
+        return lambda c: torch.cat([g.flatten() for g in torch.autograd.grad(y, x, c, retain_graph=True)])
+
+    u = torch.ones(1, 1, 12, 32)
+    exact = torch.func.jvp(of("chunked"), (u,), (u,))[1]
+    assert exact.norm() > 1
+    assert_close(torch.func.jvp(of("auto"), (u,), (u,))[1], exact)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(u, u)
+        assert_close(forward_ad.unpack_dual(of("auto")(dual)).tangent, exact)
+        with pytest.raises(
+            NotImplementedError, match=r"a forward-mode derivative is asked for; backend \"chunked\" has"
+        ):
+            of("triton")(dual)
+    with pytest.raises(NotImplementedError, match=r"inside a transform of torch.func; backend \"chunked\" has every"):
+        torch.func.jvp(of("triton"), (u,), (u,))
 
 
 def operands(tokens: int) -> list[Tensor]:

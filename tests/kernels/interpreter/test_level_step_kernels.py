@@ -159,14 +159,20 @@ def test_narrow_parameters_are_rounded_once_and_have_a_wide_state(kinds: tuple[t
         assert ((p.double() - q).abs() <= 0.5001 * one_place + 1e-6).all()
 
 
-def test_kinds_of_tensors_are_stepped_each_by_its_own_launches_and_matrices_by_torch() -> None:
+def test_kinds_of_tensors_are_stepped_each_by_its_own_launches_and_matrices_by_torch(monkeypatch, caplog) -> None:
+    monkeypatch.setenv(backend.ENVIRONMENT, "triton")
+    backend._say.cache_clear()
     x = draw([(4, 6), (6,), (4, 6), (8,)])
     x |= {"params": [t.bfloat16() if i == 3 else t for i, t in enumerate(x["params"])]}
     rules, levels = [LevelRule(0.1, 0.9, shape="matrix"), LevelRule(0.1, 0.9)], [0, 0, 1, 1]
     with recording() as launches:
-        stepped(x, rules, levels)
+        stepped(x, rules, levels, chosen="auto")
     assert len(launches) == 4  # the first matrix in none, vectors in float32 in two and in bfloat16 in two
-    found, exact = stepped(x, rules, levels), expected(x, rules, levels, [True] * 2)
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line.startswith('level_step: backend "chunked" in place of "triton": rules[0].shape is \'matrix\'')
+    with pytest.raises(ValueError, match=r"'triton', and rules\[0\].shape is 'matrix'.* 'vector' is allowed"):
+        stepped(x, rules, levels)
+    found, exact = stepped(x, rules, levels, chosen="auto"), expected(x, rules, levels, [True] * 2)
     exact["params"][3] = exact["params"][3].bfloat16().double()
     assert error(found, exact) < 2e-6
 

@@ -81,10 +81,12 @@ def everything(x: dict[str, Any], open_: int, momentum: bool, **options: Any) ->
     return {**values, **{n: g for n, g in zip(named, grads) if g is not None}}
 
 
-def errors(case: tuple[int, int, int, int, int, bool, dict[str, Any]], narrow: torch.dtype) -> dict[str, float]:
+def errors(
+    case: tuple[int, int, int, int, int, bool, dict[str, Any]], narrow: torch.dtype, b: int = 1, h: int = 1
+) -> dict[str, float]:
     """Relative, in the Frobenius norm, to the token loop in float64."""
     T, N, K, E, open_, momentum, options = case
-    x = cast(cast(draw(T, N, K, E), torch.float64, narrow), torch.float64, torch.float64)
+    x = cast(cast(draw(T, N, K, E, b, h), torch.float64, narrow), torch.float64, torch.float64)
     exact = everything(x, open_, momentum, backend="reference", **options)
     found = everything(cast(x, torch.float32, narrow), open_, momentum, backend="triton", **options)
     assert found.keys() == exact.keys()
@@ -115,6 +117,21 @@ def test_a_backward_pass_in_several_segments_is_that_in_one(monkeypatch: pytest.
     assert_close(everything(x, 0, True, **options), whole)
 
 
+def test_several_sequences_and_heads_have_the_gradients_of_the_token_loop() -> None:
+    found = errors((4, 2, 16, 16, 0, False, {**HOPE, "anchor": 4}), torch.float32, b=2, h=2)
+    assert max(found.values()) < 2e-6, found
+
+
+def test_what_is_returned_shares_no_memory_with_what_is_given_but_an_open_anchor() -> None:
+    x = cast(draw(3, 1, 16, 16), torch.float32, torch.float32)
+    held = [w.clone() for w in x["weights"]]
+    _, state = call(x, 0, False, anchor=8, backend="triton")
+    for w in x["weights"]:
+        w.zero_()
+    assert state.anchor is not None
+    assert all(torch.equal(a, b) for a, b in zip(state.anchor, held))
+
+
 def test_heads_beside_each_other_in_memory_and_none_that_asks() -> None:
     x = draw(12, 2, 16, 16, b=2, h=2)
     x |= {n: x[n].transpose(1, 2).contiguous().transpose(1, 2) for n in Tokens}
@@ -125,22 +142,34 @@ def test_heads_beside_each_other_in_memory_and_none_that_asks() -> None:
         assert (got - wanted).norm() < 2e-6 * wanted.norm()
 
 
-def second(x: dict[str, Any], backend: str) -> tuple[Tensor, ...]:
-    leaves = [t.requires_grad_() for t in (*(x[n] for n in Tokens[:5]), *x["weights"])]
-    options = {"anchor": 8, "values": "own", "backend": backend}
-    y, state = mlp_memory(*leaves[:5], Weights(*leaves[5:]), **options)  # type: ignore[misc]
+# tokens of the open chunk, momentum, options
+SECOND: list[tuple[int, bool, dict[str, Any]]] = [
+    (0, False, {"anchor": 8, "values": "own"}),
+    (3, False, {**HOPE, "anchor": 4}),
+    (0, True, {**TITANS, "anchor": 4}),
+    (0, False, {"anchor": 5, "erase": "input", "read": "after", "objective": "dot"}),
+]
+
+
+def second(x: dict[str, Any], backend: str, way: int) -> tuple[Tensor, ...]:
+    open_, momentum, options = SECOND[way]
+    names = ["weights", *["initial"] * ("retain" in options), *["anchor"] * (open_ > 0), *["momentum"] * momentum]
+    tokens = [x[n].requires_grad_() for n in Tokens[: 5 + momentum]]
+    leaves = [*tokens, *(w.requires_grad_() for n in names for w in x[n])]
+    y, state = call(x, open_, momentum, backend=backend, **options)
     loss = y.square().sum() + state.weights.up.sin().sum() + state.weights.down.sin().sum()
     first = torch.autograd.grad(loss, leaves, create_graph=True)
     return torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), leaves)
 
 
-def test_a_second_derivative_is_refused_by_triton_and_taken_from_the_chunked_form_by_auto(monkeypatch) -> None:
+@pytest.mark.parametrize("way", range(len(SECOND)))
+def test_a_second_derivative_is_refused_by_triton_and_taken_from_the_chunked_form_by_auto(way, monkeypatch) -> None:
     x = cast(draw(8, 2, 16, 16), torch.float32, torch.float32)
     with pytest.raises(NotImplementedError, match=r'"triton" is differentiable once.*"chunked" has every order'):
-        second(x, "triton")
-    exact = second(x, "chunked")
+        second(x, "triton", way)
+    exact = second(x, "chunked", way)
     monkeypatch.setenv("NESTED_KERNELS_BACKEND", "triton")  # the first derivative, and the forward pass
-    for got, wanted in zip(second(x, "auto"), exact):
+    for got, wanted in zip(second(x, "auto", way), exact):
         assert (got - wanted).norm() < 5e-6 * wanted.norm()
 
 
@@ -157,6 +186,41 @@ def test_what_is_no_backward_pass_is_taken_from_the_chunked_form(monkeypatch: py
         torch.func.grad(loss("triton"))(x["v"])
     with forward_ad.dual_level(), pytest.raises(ValueError, match=r"and a forward-mode derivative is asked for"):
         loss("triton")(forward_ad.make_dual(x["v"], x["v"]))
+
+
+@pytest.mark.parametrize("name", [*Tokens, *Pairs])
+def test_a_forward_mode_derivative_of_any_operand_is_seen(name: str) -> None:
+    x = cast(draw(4, 1, 16, 16), torch.float32, torch.float32)
+    options = {"rule": "gd", "anchor": 6, "retain": "initial", "backend": "triton"}
+    with forward_ad.dual_level():
+        *others, last = x[name] if name in Pairs else [x[name]]
+        dual = forward_ad.make_dual(last, last)
+        x[name] = Weights(*others, dual) if name in Pairs else dual
+        with pytest.raises(ValueError, match="and a forward-mode derivative is asked for"):
+            call(x, 2, True, **options)
+
+
+def test_a_forward_mode_derivative_of_the_gradient_is_taken_from_the_chunked_form(monkeypatch) -> None:
+    """Of the opaque backward pass it would be 0, or None."""
+    monkeypatch.setenv("NESTED_KERNELS_BACKEND", "triton")
+    x = cast(draw(6, 1, 16, 16), torch.float32, torch.float32)
+    leaves = [t.requires_grad_() for t in (*(x[n] for n in Tokens[:5]), *x["weights"])]
+
+    def of(backend: Any) -> Any:
+        y = call(x, 0, False, anchor=4, backend=backend)[0]
+        return lambda c: torch.cat([g.flatten() for g in torch.autograd.grad(y, leaves, c, retain_graph=True)])
+
+    u = torch.ones(1, 1, 6, 16)
+    exact = torch.func.jvp(of("chunked"), (u,), (u,))[1]
+    assert exact.norm() > 1
+    assert_close(torch.func.jvp(of("auto"), (u,), (u,))[1], exact, rtol=1e-4, atol=1e-5)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(u, u)
+        assert_close(forward_ad.unpack_dual(of("auto")(dual)).tangent, exact, rtol=1e-4, atol=1e-5)
+        with pytest.raises(
+            NotImplementedError, match=r"a forward-mode derivative is asked for; backend \"chunked\" has"
+        ):
+            of("triton")(dual)
 
 
 def operands(momentum: bool) -> list[Any]:
