@@ -29,6 +29,7 @@ def run(
     if dry_run:
         from nested.dryrun import dry_run as build_all
 
+        say("building everything and taking a step of each experience")
         found = build_all(config)
         emit(**found.as_dict()) if as_json else show(found)
         return

@@ -307,11 +307,11 @@ def _bar(level: dict[str, Any]) -> Bar:
 
 
 def _limits(group: Group, below: bool = False) -> Limits:
-    """One scale for all runs of a group; for losses over the rows after training began."""
+    """One scale for all runs of a group; for losses `below`, as colours, over the rows after training began."""
     if not group.lower:
         return (0.0, 1.0) if below else (0.0, 1.05)
     frozen = [run.frozen for run in group.runs if run.frozen is not None]
-    trained = [m[:, 1:] for m in (*(m for *_, m, _ in _drawable(group)), *frozen)]
-    known = np.concatenate([m[~np.isnan(m)] for m in trained]) if trained else np.zeros(1)
+    shown = [m[:, int(below) :] for m in (*(m for *_, m, _ in _drawable(group)), *frozen)]
+    known = np.concatenate([m[~np.isnan(m)] for m in shown]) if shown else np.zeros(1)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     return (low if below else 0.0, high * (1.0 if below else 1.05) or 1.0)
