@@ -89,4 +89,6 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    import study_speed  # the module whose `timed` the study runs; this one is another, and counts no seconds
+
+    study_speed.main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
