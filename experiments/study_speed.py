@@ -47,7 +47,7 @@ def outside(runs: Path) -> float:
 
     for name in ("cold", "warm"):
         seconds[0] = 0.0
-        tune([*SMALL, *EVERY, f"tune.n_trials={TRIALS}", *at(runs, name)], None, print, runner="study_speed.timed")
+        tune([*SMALL, *EVERY, f"tune.n_trials={TRIALS}", *at(runs, name)], None, print, runner=f"{__name__}.timed")
     ran = spans(runs, "warm")
     return (max(end for _, end in ran) - min(begin for begin, _ in ran) - seconds[0]) / TRIALS
 
@@ -89,6 +89,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    import study_speed  # the module whose `timed` the study runs; this one is another, and counts no seconds
-
-    study_speed.main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)

@@ -40,7 +40,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,6 +212,7 @@ def read_by_window(model: Any, tokens: Any, eta: float | None) -> list[list[floa
     return [[round(float(b), 4) for b in row] for row in by_window]
 
 
+@cache
 def texts(data: str | None) -> tuple[Any, Any]:
     """(bytes to train on, bytes to judge on)."""
     from nested.sequences import text

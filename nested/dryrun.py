@@ -11,10 +11,10 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
-from nested_kernels.backend import using
 from torch import Tensor, nn
 
 from nested import cost
+from nested.computing import computing
 from nested.config import Config
 from nested.layers.patches import Patches
 from nested.layers.tokens import Tokens
@@ -75,9 +75,7 @@ class DryRun:
 def dry_run(config: Config) -> DryRun:
     """Build all that a run builds and make one step per experience. Raises what the run would: UserError, Diverged."""
     check(config)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    with using(config.trainer.kernels):
+    with computing(config.trainer):
         return _dry_run(config)
 
 

@@ -8,11 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from nested_kernels.backend import using
-
 from nested import result as conclusion
 from nested import rundir
+from nested.computing import computing
 from nested.config import Config, amend, from_dict
 from nested.continuing import FREE, check_data, config_difference, told
 from nested.errors import Diverged, Interrupted, Pruned, UserError
@@ -47,7 +45,7 @@ def run(config: Config, path: Path | None = None, say: Say = silent) -> Result:
     check(config)
     rundir.check_writable(config.runs)
     tracking.check(config.tracking, config.runs)
-    with _threads(config.trainer.threads), using(config.trainer.kernels):
+    with computing(config.trainer):
         first = rehearse(config) if path is None else None
         made = path or rundir.create(config.runs, config.word("stream"), rundir.as_stored(config.to_dict()))
         return _run(config, made, say, first)
@@ -91,7 +89,7 @@ def run_trial(config: Config, path: Path, after_row: AfterRow) -> Result:
     check(config)
     rundir.open_at(path, rundir.as_stored(config.to_dict()))
     result = Result(path.name, path)
-    with _threads(config.trainer.threads), using(config.trainer.kernels), rundir.locked(path):
+    with computing(config.trainer), rundir.locked(path):
         _seeds(config, result, silent, after_row=after_row)
         result.average()
     if result.status == "interrupted":
@@ -206,17 +204,6 @@ def resume(
         text = f"its config differs: {told(changed)}. Resume without these, or start a new run"
         raise UserError(text, key="resume", seen=list(changed))
     return run(replace(asked, runs=str(path.parent)), path, say)
-
-
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    """Torch's threads as asked for; afterwards as they were."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(wanted or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from nested_kernels.backend import using
 
 from nested import metrics, rundir
+from nested.computing import computing
 from nested.config import Config, from_dict
 from nested.continuing import check_data
 from nested.environment import difference, environment
@@ -37,15 +36,13 @@ def examine(path: Path, say: Callable[[str], None] = lambda _: None) -> dict[str
     if not config.evaluate.snapshots:
         text = f"{path.name} kept no snapshots of its levels; record them with: {_recording(path)}"
         raise UserError(text, key="evaluate.snapshots", seen=False, allowed=True)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     seeds = [s for s in config.seed_list() if _status(path / f"seed-{s}") == "done"]
     if not seeds:
         text = f"{path.name} has no finished seed; first: nested resume {path.name}"
         raise UserError(text, key="run", seen=rundir.status(path))
     if left := sorted(set(config.seed_list()) - set(seeds)):
         say(f"not finished, hence left out: seed {', '.join(map(str, left))}")
-    with rundir.locked(path), using(config.trainer.kernels):
+    with rundir.locked(path), computing(config.trainer):
         reports = []
         for seed in seeds:
             folder = path / f"seed-{seed}"
