@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tuning.landscape import PERIOD, RATE, small_study, told, worked
+from tuning.landscape import PERIOD, RATE, let, small_study, told, worked
 
 from nested.errors import NestedError, UserError
 from nested.tuning import workers
 from nested.tuning.settings import Launcher
 from nested.tuning.study import Study
 
-SLOW = "tuning.landscape.run_slowly"
+AS_LET = "tuning.landscape.run_as_let"
 TESTS = str(Path(__file__).resolve().parents[1])
 
 
@@ -77,11 +77,12 @@ def proxy(file: Path) -> Iterator[str]:
 
 
 class Killer:
-    """Ends workers of a crew by SIGKILL, two of them, each at a random moment after some trials."""
+    """Ends workers of a crew by SIGKILL, two of them, each at a random moment after it lets more trials begin."""
 
     def __init__(self, study: Study, monkeypatch: pytest.MonkeyPatch, seed: int):
         self.study, self.random, self.killed = study, random.Random(seed), 0
         start = workers.Crew._start
+        let(study, 5)
 
         def remember(crew: workers.Crew) -> None:
             self.crew = crew
@@ -91,6 +92,7 @@ class Killer:
 
     def tick(self) -> None:
         if self.killed < 2 and len(self.study.trials("COMPLETE")) >= 2 + 5 * self.killed:
+            let(self.study, 10 if self.killed == 0 else self.study.request.tune.n_trials)
             time.sleep(self.random.random() * 0.1)
             victim = self.random.choice(sorted(self.crew.processes))
             os.kill(self.crew.processes[victim].pid, signal.SIGKILL)
@@ -116,7 +118,7 @@ def test_killed_workers_cost_no_trial_and_count_none_twice(
                         "tune.grace_seconds=20", f"tune.study=killed-{where}")  # fmt: skip
     killer = Killer(study, monkeypatch, len(where))
     said: list[str] = []
-    workers.crewed(study, 4, killer.tick, SLOW, said.append)
+    workers.crewed(study, 4, killer.tick, AS_LET, said.append)
     assert killer.killed == 2
     assert 1 <= len(said) <= 2, "who dies after the last trial is not asked for"
     assert all("a worker was lost" in line and "(exit status -9, signal Killed)" in line for line in said)
@@ -153,8 +155,9 @@ def test_a_stop_puts_every_trial_back_and_the_study_goes_on(tmp_path: Path):
         if study.trials("COMPLETE"):
             raise KeyboardInterrupt
 
+    let(study, 2)
     with pytest.raises(KeyboardInterrupt):
-        workers.crewed(study, 2, stop, SLOW)
+        workers.crewed(study, 2, stop, AS_LET)
     assert not study.trials("RUNNING")
     assert not study.finished()
     check_exact(worked(study), worked(small_study(tmp_path / "one", *words)), 12)
