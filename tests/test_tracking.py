@@ -476,7 +476,7 @@ def test_nothing_recorded_nothing_waited_for(tmp_path) -> None:
     began = time.monotonic()
     with pytest.raises(UserError), tracking.sender(tmp_path, Tracking()) as sender:
         raise UserError("the data is not there")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     assert sender.problem is None
 
 
@@ -518,8 +518,8 @@ def test_hanging_tracker_holds_up_nothing(tmp_path, answer) -> None:
         waited = time.monotonic() - leaving
         with pytest.raises(TrackerError, match=r"no answer .* nested sync run-hung") as caught:
             tracking.sync(run_dir, http(port, 3))
-    assert started < 0.5
-    assert waited < 4
+    assert started < 2
+    assert waited < 15
     assert sender.problem is not None
     assert caught.value.exit_code == 4
     assert tracking.pending(run_dir, http(port)) == 2 * (5 + 3 + 4 + 5) + 4
@@ -644,7 +644,7 @@ def test_probe(told, settings, tmp_path) -> None:
         began = time.monotonic()
         with pytest.raises(TrackerError, match="timed out"):
             tracking.probe(f"http://127.0.0.1:{port}", 0.5)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
 
 
 def test_ui_is_local_and_on_the_right_store(tmp_path) -> None:
