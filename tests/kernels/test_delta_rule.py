@@ -1,5 +1,6 @@
 """What the delta rule is: gradient descent on its objectives written out, and one recurrence however it is computed."""
 
+import importlib
 import itertools
 from functools import partial
 from typing import Any, cast
@@ -105,6 +106,23 @@ def test_the_chunk_length_changes_nothing() -> None:
     whole = everything(x, backend="chunked", chunk=33)
     for chunk in (1, 2, 7, 16, 32, 64):
         assert_close(everything(x, backend="chunked", chunk=chunk), whole, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("anchor", [1, 4])
+@pytest.mark.parametrize("cached", [1, 200])
+def test_without_gradients_it_is_read_in_pieces_that_fit_the_cache(cached: int, anchor: int, monkeypatch) -> None:
+    module = importlib.import_module("nested_kernels.delta_rule.chunked")
+    monkeypatch.setattr(module, "CACHED", cached)
+    calls, scan = [], module._scan
+    monkeypatch.setattr(module, "_scan", lambda *given: calls.append(given[0].shape) or scan(*given))
+    x = draw(41)
+    for read, retain in Ways:
+        options = {"anchor": anchor, "read": read, "retain": retain}
+        begun = call(part(x, 0, 6), backend="reference", **options)[1]  # an anchor chunk of 4 is open
+        wanted = call(part(x, 6, 41), begun, backend="reference", **options)
+        found = call(part(x, 6, 41), begun, backend="chunked", chunk=4 if anchor == 1 else None, **options)
+        assert_close(flat(*found), flat(*wanted), rtol=1e-9, atol=1e-11)
+    assert len(calls) == len(Ways) * {1: 9 + (anchor > 1), 200: 3}[cached]
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])

@@ -30,6 +30,7 @@ from nested_kernels.backend import transformed
 from nested_kernels.delta_rule.rule import Objective, Read, Rule, State, terms
 
 Recurrence = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as `read_chunks`
+CACHED = 2**17  # numbers of each operand that a processor reads at once: all that is made of them stays in its cache
 
 
 class Chunks(NamedTuple):
@@ -127,12 +128,18 @@ def read_chunks(
     M_t = alpha_t M_{t-1} - eta_t (erase M_{t-1} k_t + fit M_xi k_t - v_t) k_t^T, with M_xi the memory at the beginning
     of the chunk. Shapes as in `delta_rule`, all of one dtype.
     """
-    (b, h, t, _) = q.shape
-    operands = (*_cut(q, k, v, eta, alpha, length, before), memory.mT.flatten(0, 1))
-    form: Callable[..., Any] = _Scan.apply if _recorded(operands) else _scan
-    y, last, final = form(*operands, erase, fit, read)
+    (b, h, t, width), tokens = q.shape, (q, k, v, eta, alpha)
+    recorded = _recorded((*tokens, memory))
+    form: Callable[..., Any] = _Scan.apply if recorded else _scan
+    cached = length * max(1, CACHED // (b * h * length * width))
+    piece = before + t if recorded or memory.device.type != "cpu" else cached
+    ys, last, final = [], memory, memory.mT.flatten(0, 1)
+    for begin in range(-before, t, piece):
+        part, read_already = [x[:, :, max(begin, 0) : begin + piece] for x in tokens], max(-begin, 0)
+        y, last, final = form(*_cut(part, length, read_already), final, erase, fit, read)
+        ys.append(y.unflatten(0, (b, h))[:, :, read_already : read_already + part[0].shape[2]])
     last, final = (m.mT.unflatten(0, (b, h)) for m in (last, final))
-    return y.unflatten(0, (b, h))[:, :, before : before + t], last, final
+    return ys[0] if len(ys) == 1 else torch.cat(ys, 2), last, final
 
 
 def _recorded(operands: Sequence[Tensor]) -> bool:
@@ -147,8 +154,9 @@ def _add_to_first(x: Tensor, n: int, addition: Tensor) -> Tensor:
     return torch.cat([x[:, :, :n] + addition, x[:, :, n:]], 2)
 
 
-def _cut(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, alpha: Tensor, length: int, before: int) -> Chunks:
+def _cut(tokens: Sequence[Tensor], length: int, before: int) -> Chunks:
     """Chunks of `length`; `before` tokens at the front and the ragged tail are tokens that change nothing."""
+    q, k, v, eta, alpha = tokens
     after = -(before + q.shape[2]) % length
 
     def cut(x: Tensor, fill: float = 0.0) -> Tensor:
