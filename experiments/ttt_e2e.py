@@ -261,8 +261,9 @@ def main() -> None:
     asked = parser.parse_args()
     names, text = ("arm", "rate", "seed", "steps", "text"), digest(*texts(asked.data))
     measure = partial(beside, data=asked.data)
-    pairs = [(of, text) for of in MORE.values()]
+    pairs = [(of, text) for of in [*MORE.values(), *OTHERS]]
     shares = compute(SECONDS, pairs, measure, ("arm", "text"), lambda r: f"{r['ratio']:.2f} steps of {r['arm']} to one")
+    ratios = {"end-to-end": 1.0, **{r["arm"]: r["ratio"] for r in shares}}
     step = partial(compute, OUT, one=partial(one, data=asked.data), names=names, said=said, workers=asked.workers)
     tried = [*MAIN, *OTHERS]
     cells: list[Cell] = [(arm, rate, 0, SHORT, text) for arm in tried for rate in RATES]
@@ -270,10 +271,10 @@ def main() -> None:
     while more := [(arm, rate, 0, SHORT, text) for arm in tried for rate in beyond(tuned, arm)]:
         cells += more
         tuned = step(cells=cells)
-    steps = {arm: round(STEPS * r["ratio"]) for arm, of in MORE.items() for r in shares if r["arm"] == of}
+    steps = {arm: round(STEPS * ratios[of]) for arm, of in MORE.items()}
     rates = {arm: chosen(tuned, MORE.get(arm, arm))[0]["rate"] for arm in SEEDS}
     cells = [(arm, rates[arm], seed, steps.get(arm, STEPS), text) for arm, seeds in SEEDS.items() for seed in seeds]
-    found = Found(step(cells=cells), naive(tuned))
+    found = Found(step(cells=cells), naive(tuned), ratios)
     print("\n".join(conclusions(found)))
     save_png(figure(found), OUT.with_suffix(".png"))
 
@@ -288,10 +289,11 @@ def naive(tuned: list[dict[str, Any]]) -> str:
 
 
 class Found(NamedTuple):
-    """The rows of the models that are judged, and how naive reads."""
+    """The rows of the models that are judged, how naive reads, and an arm's steps in the time of one of end-to-end."""
 
     rows: list[dict[str, Any]]
     naive: str
+    ratios: dict[str, float]
 
     def of(self, arm: str) -> list[dict[str, Any]]:
         """The rows of an arm, one a seed; "naive" is the arm "off" read with updates, "naive+" is "sliding+"."""
@@ -327,15 +329,20 @@ SHOWN = ["end-to-end", "first order", "off", "naive", "full", "first order+", "s
 
 
 def conclusions(found: Found) -> list[str]:
-    """Markdown: every arm beside the sliding window; the share of the way to full attention; the gain by window."""
-    lines = ["| arm | outer rate | steps | seconds | bits per byte | minus off | minus end-to-end |"]
+    """Markdown: every arm beside the sliding window; the share of the way to full attention; the gain by window.
+
+    Time is that of training, end-to-end's being 1.
+    """
+    lines = ["| arm | outer rate | steps | time | bits per byte | minus off | minus end-to-end |"]
     lines.append("|---|---|---|---|---|---|---|")
     for arm in SHOWN:
         rows = found.of(arm)
         differences = ("-" if arm == other else found.minus(arm, other) for other in ("off", "end-to-end"))
         name = f"{arm}, {found.naive}" if arm.startswith("naive") else arm
-        seconds, bits = np.mean([r["seconds"] for r in rows]), found.bits(arm).mean()
-        shown = [name, f"{rows[0]['rate']:g}", str(rows[0]["steps"]), f"{seconds:.0f}", f"{bits:.3f}", *differences]
+        trained_as, steps = str(rows[0]["arm"]), rows[0]["steps"]
+        time_taken = steps / STEPS / found.ratios[MORE.get(trained_as, trained_as)]
+        shown = [name, f"{rows[0]['rate']:g}", str(steps), f"{time_taken:.2f}", f"{found.bits(arm).mean():.3f}"]
+        shown += differences
         lines.append(f"| {' | '.join(shown)} |")
     lines += [closed(found, "off", "full", "steps"), closed(found, "sliding+", "full+", "seconds")]
     return lines + [line for arm in GAINS for line in by_window(found, arm)]

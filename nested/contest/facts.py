@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from nested import cost
+from nested.computing import computing
 from nested.config import Config
 from nested.contest.arms import NAIVE, Facts, bare
 from nested.learner import Learner
@@ -38,9 +39,10 @@ def measure(candidate: Config) -> tuple[Facts, Stream]:
 
 
 def _flops(learner: Learner, config: Config) -> float:
-    """Forward and backward, per example."""
+    """Forward and backward, per example, as the run computes them."""
     rows = torch.arange(min(config.trainer.batch_size, len(learner.examples)))
-    return cost.step_flops(learner, learner.fetch(learner.examples, rows)) / len(rows)
+    with computing(config.trainer):
+        return cost.step_flops(learner, learner.fetch(learner.examples, rows)) / len(rows)
 
 
 def _sample_bytes(examples: Examples) -> int:
