@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.module_tracker import ModuleTracker
 
 from nested.levels import assign_tokens
 
@@ -21,19 +22,36 @@ if TYPE_CHECKING:
 def step_flops(learner: Learner, batch: Batch) -> int:
     """Forward and backward FLOPs of the task loss on one batch, counted on a copy: weights and generators stay.
 
-    What a method computes beyond the task loss (a Fisher matrix, a penalty) is not in it.
+    Parts that are differentiated one after another count by their shape, so that one of each is computed. What a method
+    computes beyond the task loss (a Fisher matrix, a penalty) is not in it.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = learner.model
+    model, found = learner.model, dict[tuple[int, ...], int]()
+    parts = [part for part, _ in learner.parts(batch)]
     with torch.random.fork_rng(devices=[learner.where] if learner.where.type == "cuda" else []):
         learner.model = copy.deepcopy(model)
         try:
-            with FlopCounterMode(display=False) as counter:
-                learner.loss(batch).backward()
+            for part in parts:
+                if part.x.shape not in found:
+                    counter = FlopCounterMode(display=False)
+                    counter.mod_tracker = _Whole()
+                    with counter:
+                        learner.loss(part).backward()
+                    found[part.x.shape] = counter.get_total_flops()
         finally:
             learner.model = model
-    return counter.get_total_flops()
+    return sum(found[part.x.shape] for part in parts)
+
+
+class _Whole(ModuleTracker):
+    """Of the modules only the whole: torch's hooks on each one fail where a part is run again in the backward pass."""
+
+    def __enter__(self) -> _Whole:
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        pass
 
 
 def peak_rss_bytes() -> int:

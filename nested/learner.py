@@ -176,7 +176,7 @@ class Learner(L.LightningModule):
         batch = self.method.batch(self, self.fetch(self.examples, rows))
         if self.reading:
             self.model.step = self.step  # type: ignore[assignment]  # inner rates may warm up over the outer steps
-        value = sum(self._differentiated(part, share) for part, share in self._parts(batch))
+        value = sum(self._differentiated(part, share) for part, share in self.parts(batch))
         self.method.after_backward(self)
         slow = self._slow_levels_due() if self.watch else {}
         try:
@@ -195,7 +195,7 @@ class Learner(L.LightningModule):
                     self.watch(f"after:{name}")
             self.watch("step")
 
-    def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
+    def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """Parts of a batch that are differentiated one after another, each with its share of all that is judged."""
         if self.micro_batch is None or self.micro_batch >= len(batch.y):
             return [(batch, 1.0)]

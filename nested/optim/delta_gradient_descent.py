@@ -85,6 +85,7 @@ class Capture:
     def __init__(self, weight: nn.Parameter):
         self.weight = weight
         self.replaced = False  # called with other weights in the place of its own
+        self.elsewhere = False  # its outputs had their gradients in other backward passes than its weight
         self.passes: list[Pass] = []
         self._task, self._pending = -1, list[Pass]()
 
@@ -104,7 +105,8 @@ class Capture:
         return t.detach().reshape(-1, t.shape[-1]).to(wide_dtype(self.weight.dtype))
 
     def accumulated(self) -> None:
-        if self._pending and self._task == torch._C._current_graph_task_id():
+        self.elsewhere = bool(self._pending) and self._task != torch._C._current_graph_task_id()
+        if self._pending and not self.elsewhere:
             xs, ds = zip(*self._pending)
             self.passes.append((torch.cat(xs), torch.cat(ds)))
         self._pending = []
@@ -211,12 +213,7 @@ class DeltaGradientDescent(Rule):
         if len(passes) > 1:  # without those of a step that was skipped
             passes = [(x, d) for x, d in passes if x.isfinite().all() and d.isfinite().all()]
         if not passes and not capture.replaced:
-            raise UserError(
-                f"{name!r} has a gradient, but its layer was not called: its weights are used elsewhere; "
-                "give it a level with another optimizer",
-                key="optim",
-                seen=name,
-            )
+            raise UserError(f"{name!r} has a gradient, but {_missing(capture)}", key="optim", seen=name)
         if not passes and name not in self.fallback:
             self.fallback[name] = "other weights are put in its place"
             _say_once(_in_words({name: self.fallback[name]}))
@@ -255,6 +252,15 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of length 1 (zeros stay) and their lengths (N, 1)."""
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x / length.clamp_min(torch.finfo(x.dtype).tiny), length
+
+
+def _missing(capture: Capture) -> str:
+    """Why nothing is known of a layer's inputs, and what to do."""
+    if not capture.elsewhere:
+        return "its layer was not called: its weights are used elsewhere; give it a level with another optimizer"
+    text = "those of its layer's outputs come in other backward passes, where a part of the model is computed again and "
+    text += "which cannot be told from inner gradients; take checkpoint=none (model.checkpoint), or give it a level with "
+    return text + "another optimizer"
 
 
 Owner = tuple[str, nn.Module, str]  # a module's name, the module, the parameter's name in it
