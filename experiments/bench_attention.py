@@ -9,7 +9,6 @@ device, or of the process in one of its own.
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from nested_kernels import attention_hvp
-from timing import measured, ratio, roofline
+from timing import apart, checked, head, measured, rows
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -54,7 +53,7 @@ def operands(shape: Shape, device: str) -> list[Tensor]:
     return [torch.randn(size, generator=g).to(device, shape.dtype).requires_grad_() for _ in range(7)]
 
 
-def ours(backend: str) -> Form:
+def of_backend(backend: str) -> Form:
     return partial(attention_hvp, backend=backend)  # type: ignore[arg-type]
 
 
@@ -79,10 +78,10 @@ def called(form: Form, x: list[Tensor], order: int) -> list[Tensor]:
 
 
 def error(form: Form, shape: Shape, device: str, order: int) -> float:
-    """The largest relative one of any result against the formula in float64, on 2 heads of 300 tokens."""
+    """Of any result against the formula in float64, on 2 heads of 300 tokens."""
     x = operands(Shape(1, 2, 300, shape.K, shape.dtype), device)
-    exact = called(ours("reference"), [t.detach().double().requires_grad_() for t in x], order)
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(called(form, x, order), exact))
+    exact = called(of_backend("reference"), [t.detach().double().requires_grad_() for t in x], order)
+    return apart(called(form, x, order), exact)
 
 
 def peak(form: Form, shape: Shape, device: str, order: int) -> int:
@@ -120,44 +119,40 @@ def peaks(forms: dict[str, Form], shape: Shape, device: str) -> dict[str, int]:
     return found
 
 
-def table(shape: Shape, forms: dict[str, Form], device: str, allowed: float, rounds: int) -> list[str]:
-    """The first form is what the others are compared with, and for memory too."""
-    first = next(iter(forms))
-    lines = [f"**attention_hvp**: {shape}", ""]
-    lines += [f"| form | passes | ms | {first} / it | TFLOP/s | GB/s | of the roofline | error |", "|" + "---|" * 8]
-    wrong = []
+def table(shape: Shape, forms: dict[str, Form], ours: str, device: str, allowed: float, rounds: int) -> list[str]:
+    lines = [f"**attention_hvp**: {shape}", "", *head(ours)]
+    x, said, right = operands(shape, device), [], dict(forms)
     for order, passes in enumerate(PASSES):
-        able = {name: form for name, form in forms.items() if order < 2 or name not in ONCE}
-        errors = {name: error(form, shape, device, order) for name, form in able.items()}
-        wrong += [f"Not timed, {passes} wrong by {e:.1e}: {n}." for n, e in errors.items() if e > allowed]
-        x = operands(shape, device)
-        calls = {n: partial(called, form, x, order) for n, form in able.items() if errors[n] <= allowed}
-        times = measured(calls, device, rounds)
-        for name, each in times.items():
-            ms = statistics.median(each)
-            operations, moved = shape.operations(order), shape.bytes(order)
-            cells = [name, passes, f"{ms:.3g}", ratio(next(iter(times.values())), each), f"{operations / ms / 1e9:.3g}"]
-            cells += [f"{moved / ms / 1e6:.3g}", roofline(ms, operations, moved, device), f"{errors[name]:.1e}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    held = peaks(forms, shape, device)
-    said = [
-        f"{n} {b / 2**20:.0f} MiB ({held[first] / max(b, 1):.1f} times less)" for n, b in held.items() if n != first
-    ]
-    lines += [
-        "",
-        f"Memory at the peak, all passes that a form has: {first} {held[first] / 2**20:.0f} MiB; {'; '.join(said)}.",
-    ]
-    return [*lines, *wrong, ""]
+        able = {name: form for name, form in right.items() if order < 2 or name not in ONCE}
+        wrong = {name: partial(error, form, shape, device, order) for name, form in able.items()}
+        errors, more = checked(wrong, ours, allowed)
+        said += [f"{passes.capitalize()}. {line}" for line in more]
+        right = {name: form for name, form in right.items() if name in errors or name not in able}
+        calls = {name: partial(called, forms[name], x, order) for name in errors}
+        counted = shape.operations(order), shape.bytes(order)
+        lines += rows(passes, measured(calls, device, rounds), errors, ours, *counted, device)
+    held = peaks(right, shape, device)
+    lines += ["", f"Memory at the peak, all passes that a form has: {'; '.join(beside(held, ours))}."]
+    return [*lines, *(part for line in said for part in ("", line)), ""]
+
+
+def beside(held: dict[str, int], ours: str) -> list[str]:
+    """Each form's memory, and how many times that of ours it is."""
+    said = {name: f"{name} {size / 2**20:.0f} MiB" for name, size in held.items()}
+    if ours not in held:
+        return list(said.values())
+    times = {name: f" ({size / max(held[ours], 1):.2g} times ours)" for name, size in held.items() if name != ours}
+    return [said[name] + times.get(name, "") for name in (ours, *times)]
 
 
 def tables(device: str, rounds: int) -> list[str]:
     if device == "cpu":
-        forms = {name: ours(name) for name in ("reference", "chunked", "fused")}
-        return table(Shape(1, 4, 1024, 64, torch.float32), forms, device, 1e-5, rounds)
+        forms = {name: of_backend(name) for name in ("reference", "chunked", "fused")}
+        return table(Shape(1, 4, 1024, 64, torch.float32), forms, "chunked", device, 1e-5, rounds)
     lines: list[str] = []
+    own = {name: of_backend(name) for name in ("reference", "chunked", "triton")}
     for size in (64, 80, 96, 128):
-        forms = {"eager": torchs(SDPBackend.MATH), "reference": ours("reference"), "chunked": ours("chunked")}
-        forms |= {"sdpa": torchs(SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION), "triton": ours("triton")}
-        lines += table(Shape(1, 8, 8192, size, torch.bfloat16), forms, device, 2e-2, rounds)
-    forms = {"reference": ours("reference"), "chunked": ours("chunked"), "triton": ours("triton")}
-    return [*lines, *table(Shape(1, 4, 8192, 64, torch.float32), forms, device, 1e-5, rounds)]
+        forms = {"eager": torchs(SDPBackend.MATH), **own}
+        forms |= {"sdpa": torchs(SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)}
+        lines += table(Shape(1, 8, 8192, size, torch.bfloat16), forms, "triton", device, 2e-2, rounds)
+    return [*lines, *table(Shape(1, 4, 8192, 64, torch.float32), own, "triton", device, 1e-5, rounds)]

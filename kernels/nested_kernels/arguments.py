@@ -36,8 +36,9 @@ def check_tensor(op: str, name: str, x: object, axes: Sequence[str]) -> None:
     if not isinstance(x, Tensor):
         seen = "None" if x is None else f"a {type(x).__name__}"
         raise ValueError(f"{op}: {name} is {seen}; a tensor ({', '.join(axes)}) is needed")
-    if x.layout != torch.strided:
-        raise ValueError(f"{op}: {name} has layout {x.layout}; dense tensors are allowed")
+    if x.is_nested or x.layout != torch.strided:
+        seen = "is nested" if x.is_nested else f"has layout {x.layout}"
+        raise ValueError(f"{op}: {name} {seen}; dense tensors are allowed")
 
 
 def check_retention(op: str, retain: str, given: bool) -> None:

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -95,6 +95,11 @@ def _without_triton(device: torch.device) -> str | None:
         return f"the operands are on {device}, and a CUDA device is needed"
     capability = torch.cuda.get_device_capability(device)
     return None if capability >= (8, 0) else f"{device} has compute capability {capability}, and (8, 0) is needed"
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Inside, what is computed on the device of x has the precision of its operands; a meta device has no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def transformed(*operands: Tensor | None) -> str | None:

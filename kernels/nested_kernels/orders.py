@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import CGradInterpreterPtr, TransformType, get_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 
-from nested_kernels.backend import transformed
+from nested_kernels.backend import transformed, without_autocast
 
 InTorch = Callable[..., Sequence[Tensor]]
 
@@ -45,7 +46,7 @@ def differentiable(op: str, forward: CustomOpDef, backward: CustomOpDef, in_torc
     def second(ctx: Any, u: Sequence[Tensor]) -> tuple:
         operands, options = ctx.saved_tensors[ends:], again("a second derivative is asked for", *ctx.options)
         inputs = *ctx.saved_tensors[:ends], *_given(operands)
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        with without_autocast(inputs[0]):
             found = torch.func.vjp(pulled_back(options, operands), *inputs)[1](tuple(u))
         return *found[:ends], *_placed(found[ends:], operands), *(None for _ in ctx.options)
 
@@ -56,7 +57,7 @@ def differentiable(op: str, forward: CustomOpDef, backward: CustomOpDef, in_torc
             return tuple(in_torch(_placed(given, operands), *options))
 
         def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with torch.autocast(inputs[0].device.type, enabled=False):
+            with without_autocast(inputs[0]):
                 return torch.func.vjp(outputs, *inputs[ends:])[1](inputs[:ends])
 
         return gradients
@@ -84,37 +85,52 @@ def _placed(found: Sequence[Tensor], operands: Sequence[Tensor | None]) -> tuple
 
 
 def once_if_compiled(x: Tensor) -> Tensor:
-    """x, an output of an op. In compiled code, its gradient refuses a backward pass that keeps its graph."""
-    if torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad and not transformed(x):
-        return _Compiled.apply(x)  # type: ignore[return-value]
-    return x
+    """x, an output of an op. In compiled code, its gradient refuses a backward pass that keeps its graph.
+
+    Inside a gradient or a forward-mode derivative of torch.func nothing can be put that autograd outside would pass
+    through: there RuntimeError, unless autograd does not record outside.
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    recorded, vectorised = _outside()
+    if not recorded or not (x.requires_grad or transformed(x)):
+        return x
+    if not vectorised:
+        raise RuntimeError(
+            "nested_kernels: an op is called inside a gradient or forward-mode derivative of torch.func, in code that "
+            "is compiled while autograd records outside, which would take some second derivatives for zero without a "
+            "word: call the compiled code under torch.no_grad(), or do not compile it"
+        )
+    return checked(x)
 
 
-class _Compiled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+@torch.compiler.assume_constant_result
+def _outside() -> tuple[bool, bool]:
+    """Does autograd record outside of all transforms of torch.func, and are those that are active vmap alone?
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return checked(gradient)
+    Asked as a compiler reads the code; it reads it again where the mode of autograd is another one.
+    """
+    stack = get_interpreter_stack() or []  # the outermost first
+    before = [CGradInterpreterPtr(t).prevGradMode() for t in stack if t.key() == TransformType.Grad]
+    return (before or [torch.is_grad_enabled()])[0], all(t.key() == TransformType.Vmap for t in stack)
 
 
 @torch.library.custom_op("nested_kernels::checked", mutates_args=())
-def checked(gradient: Tensor) -> Tensor:
-    """The gradient; opaque to a compiler, so that the question is asked when compiled code runs."""
+def checked(x: Tensor) -> Tensor:
+    """x, whose gradients are checked, too; opaque to a compiler, so that it is asked when compiled code runs."""
     if torch._C._current_graph_task_id() != -1 and torch._C._autograd._get_current_graph_task_keep_graph():  # type: ignore
         raise NotImplementedError(
             "nested_kernels: a gradient of compiled code was asked for with create_graph=True or retain_graph=True; "
             "compiled code has no second derivative, and the gradient would be taken for a constant without a word: "
             "differentiate twice outside torch.compile"
         )
-    return gradient.clone()
+    return x.clone()
 
 
 @checked.register_fake
-def _(gradient: Tensor) -> Tensor:
-    return torch.empty_like(gradient)
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
-checked.register_autograd(lambda ctx, u: checked(u))
+checked.register_autograd(lambda ctx, gradient: checked(gradient))
+checked.register_vmap(lambda info, places, x: (checked(x), places[0]))

@@ -32,13 +32,15 @@ from nested_kernels.mlp_memory.chunked import Steps, advance, fan, step
 from nested_kernels.mlp_memory.rule import gelu
 from torch import Tensor, nn
 
+from nested.precision import wide
+
 Weights = tuple[Tensor, ...]  # each (Z, memories or rows of memories, ...), the main memory first
 Vectors, Scalars = ("q", "k", "v"), ("eta", "alpha")  # what memories other than the main one make, in their order
 
 
 class Segment(NamedTuple):
     """What tokens write and ask: k, v, q (Z, L, K), q only where it reads the weights of its own token; eta and alpha
-    (Z, L, 1), and beta (Z, L, 1) where there is a momentum."""
+    (Z, L, 1), and beta (Z, L, 1) where there is a momentum. k, v and q may be in half precision, rates are not."""
 
     k: Tensor
     v: Tensor
@@ -108,23 +110,26 @@ class MatrixBank(Bank):
 
     def project(self, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         n = len(self.vectors)  # the main memory answers too, unheard: cutting the weights costs more
-        _, vectors, scalars = (x @ weights[0].mT).split([self.split, n * self.head_width, len(self.scalars)], -1)
+        _, vectors, scalars = (wide(x) @ weights[0].mT).split([self.split, n * self.head_width, len(self.scalars)], -1)
         return vectors.unflatten(-1, (n, self.head_width)), scalars * math.sqrt(self.head_width)
 
     def read(self, weights: Weights, q: Tensor) -> Tensor:
-        return q @ weights[0][:, : self.split].mT
+        return wide(q) @ weights[0][:, : self.split].mT
 
     def write(self, live: Weights, anchor: Weights, at: Segment, initial: Weights | None, momentum: Weights) -> Written:
         erase, fit, value = self.terms
         heap = momentum[0] if momentum else None
         start = initial[0] if initial else None
-        if at.k.shape[1] == 1 and live is anchor and at.q is not None and heap is None:  # one product for all there is
-            both = torch.cat([(erase + fit) * at.k - value * at.v, at.q], 1) @ live[0].mT  # (Z, 2, R)
+        k, v, q = wide(at.k), wide(at.v), None if at.q is None else wide(at.q)
+        if k.shape[1] == 1 and live is anchor and q is not None and heap is None:  # one product for all there is
+            both = torch.cat([(erase + fit) * k - value * v, q], 1) @ live[0].mT  # (Z, 2, R)
             reads = both[:, 1:]
-            after, heap = step(Steps(at.k, both[:, :1], at.eta, at.alpha, None, None), 0.0, live[0], start, None)
+            after, heap = step(Steps(k, both[:, :1], at.eta, at.alpha, None, None), 0.0, live[0], start, None)
         else:
-            error = (fit * at.k - value * at.v) @ anchor[0].mT  # (Z, L, R)
-            steps = Steps(at.k, error, at.eta, at.alpha, at.beta, at.q)
+            error = (fit * k - value * v) @ anchor[0].mT  # (Z, L, R)
+            steps = Steps(k, error, at.eta, at.alpha, at.beta, q)
+            if k.shape[1] > 1 and heap is None:  # the delta rule multiplies in the precision of its operands
+                steps = steps._replace(key=at.k, error=error.to(at.k.dtype), query=at.q)
             reads, after, heap = advance(steps, erase, live[0], start, heap, "cumulative", "auto")
         return Written(None if reads is None else reads[..., : self.split], (after,), () if heap is None else (heap,))
 
@@ -166,16 +171,18 @@ class ResidualBank(Bank):
 
     def project(self, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         up, down = (w[:, 1:] for w in weights)
+        x = wide(x)
         made = x.unsqueeze(1) + gelu(fan(x, up))[0] @ down.mT  # (Z, N - 1, L, K)
-        vectors, wide = made.split([len(self.vectors), len(self.scalars)], 1)
+        vectors, others = made.split([len(self.vectors), len(self.scalars)], 1)
         if not self.scalars:
             return vectors.transpose(1, 2), x[..., :0]
         readout = self.readout.repeat(len(x) // self.heads, 1, 1).to(x.dtype)  # (Z, m, K)
-        logits = torch.einsum("zmlk,zmk->zlm", wide, readout)
+        logits = torch.einsum("zmlk,zmk->zlm", others, readout)
         return vectors.transpose(1, 2), logits * math.sqrt(self.head_width)
 
     def read(self, weights: Weights, q: Tensor) -> Tensor:
         up, down = (w[:, 0] for w in weights)
+        q = wide(q)
         return q + gelu(q @ up.mT)[0] @ down.mT
 
     def write(self, live: Weights, anchor: Weights, at: Segment, initial: Weights | None, momentum: Weights) -> Written:

@@ -33,11 +33,10 @@ from nested.signature import Bound, checked
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """q, k (B, H, T, K), v (B, H, T, V), a, b (B, H, T), S_0 (B, H, V, K) -> y (B, H, T, V) and S_T."""
     following = F.pad(a[..., 1:], (0, 1), value=1.0)  # a_{t+1}, and after the last token S itself
-    same = (b * (q * k).sum(-1)).unsqueeze(-1)  # (B, H, T, 1): what of its own write a token reads
+    same = (b * (wide(q) * k).sum(-1)).unsqueeze(-1)  # (B, H, T, 1): what of its own write a token reads
     held = a[..., :1, None] * memory  # M_0
-    y, after = delta_rule(
-        q - same * k, k, v, following * b, following, held, objective="l2", rule="gd", read="cumulative"
-    )
+    asked = (q - same * k).to(q.dtype)
+    y, after = delta_rule(asked, k, v, following * b, following, held, objective="l2", rule="gd", read="cumulative")
     return y + same * v, after.memory
 
 
@@ -83,7 +82,7 @@ class GatedDeltaNet(nn.Module):
         state = start if state is None else state
         check_states(state, start, x)
         mixed, seen = self.convolution(self.input(x), state.seen)
-        heads = wide(F.silu(mixed)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, 2 K + V)
+        heads = F.silu(mixed).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, 2 K + V)
         q, k, v = heads.split((self.key_size, self.key_size, self.value_size), -1)
         _, kept = self.decay(x)
         y, held = gated_delta_rule(unit(q), unit(k), v, kept, gate(self.rate(x).mT), state.memory)

@@ -4,7 +4,7 @@
 and eta = eta_max alpha gate, so that token by token no data leads out of the contractive range of
 `nested.memory.objectives` (over a chunk of stale gradients an alpha that changes can: see there). What has to last for
 hundreds of tokens needs an alpha of exactly 1 and an eigenvalue of exactly -1: a sigmoid reaches neither, the hard gate
-both.
+both (with keys in half precision the eigenvalue is about 2 eps short of it, see `unit`).
 
 Shapes: B batch, T tokens, H heads, K key, V value.
 """
@@ -50,10 +50,18 @@ def rate(z: Tensor, alpha: Tensor, eta_max: float, kind: Gate = "sigmoid") -> Te
     return eta_max * alpha * gate(z, kind)
 
 
-def unit(x: Tensor) -> Tensor:
-    """x (..., K) at length 1, at least float32; below length `LEAST` proportional to x, so that 0 has a gradient."""
+def unit(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x (..., K) at length 1, in its own dtype or in `dtype`; below length `LEAST` proportional to x, so that 0 has a
+    gradient.
+
+    Computed at least in float32. What is then rounded is made shorter by 1 - eps / 2 before, because rounding makes an
+    entry larger by up to 1 + eps / 2, and along a key longer than 1 a rate at its bound makes the memory grow.
+    """
+    dtype = x.dtype if dtype is None else dtype
     x = wide(x)
-    return x * (x * x).sum(-1, keepdim=True).clamp_min(LEAST * LEAST).rsqrt()
+    x = x * (x * x).sum(-1, keepdim=True).clamp_min(LEAST * LEAST).rsqrt()
+    eps = torch.finfo(dtype).eps
+    return (x if eps <= torch.finfo(x.dtype).eps else x * (1 - eps / 2)).to(dtype)
 
 
 def read_norm(y: Tensor, eps: float = 1e-6) -> Tensor:

@@ -67,7 +67,7 @@ class Mamba2(nn.Module):
         state = start if state is None else state
         check_states(state, start, x)
         mixed, seen = self.convolution(self.input(x), state.seen)
-        value, key, query = wide(F.silu(mixed)).split(self.sizes, -1)
+        value, key, query = F.silu(mixed).split(self.sizes, -1)
         value = value.unflatten(-1, (self.heads, self.value_size)).transpose(1, 2)  # (B, H, T, V)
         key, query = (s.unsqueeze(1).expand(-1, self.heads, -1, -1) for s in (key, query))  # (B, H, T, K)
         step, kept = self.decay(x)

@@ -25,7 +25,9 @@ What the paper leaves open or contradicts, and what is done here:
   key whose value v has <v, k> above 1 - beta;
 - the dot product is no objective for residual memories, though it can be chosen: what a layer is told grows with the
   other one, nothing but the erase stands against it, and at the default rate it diverges within some hundred tokens;
-- chunks: the bound is that of the longer one, which for self-generated values falls with its length.
+- chunks: the bound is that of the longer one, which for self-generated values falls with its length;
+- half precision: x, q, k and v are in that of the projections, those that memories make are rounded to it, and a token
+  read by itself sees the same ones; rates, memories and sums are at least float32.
 
 Shapes: B batch, T tokens, D width, H heads, K = D / H, Z = B x H, L tokens of a segment.
 """
@@ -163,8 +165,8 @@ class SelfModifyingTitans(nn.Module):
         return self.output(y.to(x.dtype)), after
 
     def _by_head(self, z: Tensor) -> Tensor:
-        """(B, T, H n) -> (Z, T, n), at least float32."""
-        return wide(z).unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+        """(B, T, H n) -> (Z, T, n)."""
+        return z.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
 
     def _run(self, tokens: dict[str, Tensor], before: State, T: int) -> tuple[Tensor, State]:
         """Projections of the tokens (Z, T, n) -> reads (Z, T, K) and the state after them."""
@@ -175,7 +177,7 @@ class SelfModifyingTitans(nn.Module):
         live, anchor, momentum = (tuple(w.flatten(0, 1) for w in part) for part in before[:3])
         biases = [wide(b) for b in (self.eta_bias, self.alpha_bias) if b is not None]
         bias = torch.stack(biases, -1).repeat(B, 1).unsqueeze(1)  # (Z, 1, 2), without alpha (Z, 1, 1)
-        tokens = {n: unit(z) if n in ("x", *Vectors) else z for n, z in tokens.items()}
+        tokens = {n: unit(z) if n in ("x", *Vectors) else wide(z) for n, z in tokens.items()}
         positions, lengths = self._segments(before.position, T)
         reads = []
         for position, *piece in zip(positions, *(z.split(lengths, 1) for z in tokens.values())):
@@ -209,7 +211,7 @@ class SelfModifyingTitans(nn.Module):
         made = dict(tokens)
         if "x" in tokens:
             vectors, scalars = self.memories.project(anchor, tokens["x"])
-            made.update(zip(self.memories.vectors, unit(vectors).unbind(2)))
+            made.update(zip(self.memories.vectors, unit(vectors, tokens["x"].dtype).unbind(2)))
             made.update(zip(self.memories.scalars, scalars.split(1, -1)))
         gated = torch.cat([made[name] for name in Scalars if name in made], -1) + bias
         share, *rest = gate(gated, self.gates).split(1, -1)  # eta's, then alpha's where it is gated

@@ -371,3 +371,11 @@ def test_fused_refuses_a_second_derivative_of_every_operand(needed: str) -> None
     (found,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match='"fused" is differentiable once'):
         torch.autograd.grad(found.square().sum(), leaf)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_on_meta_tensors_it_has_the_shape_of_what_it_would_compute(backend: Any) -> None:
+    q, k, v = (torch.empty(2, 9, 3, 4, device="meta", requires_grad=True) for _ in range(3))
+    y = attention_hvp(q, k, v, window=4, backend=backend)
+    assert (y.shape, y.device.type) == (q.shape, "meta")
+    assert torch.autograd.grad(y.sum(), k)[0].shape == k.shape

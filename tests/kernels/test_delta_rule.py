@@ -345,6 +345,15 @@ def test_the_state_is_float32_whatever_the_operands_are(backend: Any) -> None:
         assert torch.equal(call(x, backend=backend)[1].memory, state.memory)
 
 
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_on_meta_tensors_it_has_the_shapes_and_dtypes_of_what_it_would_compute(tokens: int) -> None:
+    x = {n: t.bfloat16() for n, t in draw(tokens).items()}
+    wanted = flat(*call(x, anchor=7))
+    found = flat(*call({n: t.to("meta") for n, t in x.items()}, anchor=7))
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in wanted]
+    assert {t.device.type for t in found} == {"meta"}
+
+
 def test_auto_takes_the_loop_for_few_tokens_and_chunks_for_many() -> None:
     for tokens, backend in ((2, "reference"), (100, "chunked")):
         x = draw(tokens)

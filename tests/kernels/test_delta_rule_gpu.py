@@ -18,6 +18,7 @@ Cases: list[tuple[int, int, int, dict[str, Any]]] = [
     (63, 60, 32, {"objective": "l2_doubled", "rule": "gd"}),
     (65, 64, 64, {"read": "after"}),
     (500, 128, 128, {"objective": "dot"}),
+    (100, 64, 194, {"objective": "dot", "retain": "initial"}),
     (200, 32, 60, {"anchor": 20, "read": "anchor", "retain": "initial"}),
     (200, 64, 64, {"anchor": 64, "read": "after"}),
     (100, 16, 16, {"objective": "dot", "rule": "gd"}),
@@ -52,6 +53,8 @@ def everything(x: list[Tensor], options: dict[str, Any], **more: Any) -> tuple[l
 @pytest.mark.parametrize("case", range(len(Cases)))
 def test_it_is_the_token_loop_in_values_and_all_gradients(case: int, dtype: torch.dtype) -> None:
     tokens, key, value, options = Cases[case]
+    if dtype == torch.float32 and "anchor" in options:
+        options = {**options, "anchor": min(options["anchor"], 16)}
     x = draw(tokens, key, value)
     rounded = [t.to(dtype if i < 3 else torch.float32) for i, t in enumerate(x)]
     exact = everything([t.double().cuda() for t in rounded], options, backend="reference")

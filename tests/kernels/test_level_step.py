@@ -8,7 +8,6 @@ import torch
 from nested_kernels import LevelRule, backend, level_step
 from nested_kernels.level_step import chunked
 from nested_kernels.level_step.reference import delta_momentum
-from torch import Tensor
 from torch.testing import assert_close
 
 SHAPES = [(3, 4), (5,), (), (2, 3, 2, 2), (3, 4), (4, 3)]
@@ -153,6 +152,16 @@ def replaced(name: str, i: int, value: Any) -> Any:
         (lambda x: None, {"levels": [0, 0, 0, 0, 0, 2]}, "levels has 0 to 2; allowed: 0 to 1"),
         (lambda x: None, {"levels": [0]}, "levels has 1 entries; as params it must have 6"),
         (lambda x: None, {"due": [True]}, r"due is \(1,\); beside 2 rules it must be \(2,\)"),
+        (lambda x: None, {"due": torch.ones(3) > 0}, r"due is \(3,\); beside 2 rules it must be \(2,\)"),
+        (lambda x: None, {"due": True}, r"due is True; a list of 2 flags, or a tensor \(2,\), is allowed"),
+        (lambda x: None, {"due": [True, "no"]}, r"due\[1\] is 'no'; True or False is allowed"),
+        (lambda x: None, {"due": [0.5, True]}, r"due\[0\] is 0.5; True or False is allowed"),
+        (lambda x: None, {"due": torch.tensor([0.5, 0])}, r"due is torch.float32; torch.bool is allowed"),
+        (
+            lambda x: None,
+            {"due": torch.ones(2, dtype=torch.bool, device="meta")},
+            "due is on meta and params on cpu; flags on cpu are allowed",
+        ),
         (
             lambda x: None,
             {"rules": WRONG[0]},
@@ -166,6 +175,24 @@ def replaced(name: str, i: int, value: Any) -> Any:
         (lambda x: None, {"rules": []}, r"rules is \[\]; a LevelRule, or a list of one or more"),
         (lambda x: None, {"rules": (0.1, 0.9)}, r"rules\[0\] is 0.1; a LevelRule is needed"),
         (lambda x: None, {"rules": RULES[0]._replace(eps=0.0)}, r"rules\[0\].eps is 0.0; 1e-15 or more is allowed"),
+        (lambda x: None, {"rules": "fast"}, "rules is 'fast'; a LevelRule, or a list of one or more"),
+        *[
+            (
+                lambda x: None,
+                {"rules": [RULES[0], RULES[1]._replace(**{name: value})]},
+                rf"rules\[1\].{name} is {value!r}; finite numbers are allowed",
+            )
+            for name, value in {
+                "lr": "a",
+                "momentum": None,
+                "beta": "1",
+                "weight_decay": float("nan"),
+                "eps": float("inf"),
+                "scale": -float("inf"),
+            }.items()
+        ],
+        (lambda x: None, {"levels": 1}, "levels is a int; a list of integers is needed"),
+        (lambda x: None, {"levels": torch.zeros(6).int()}, "levels is a Tensor; a list of integers is needed"),
         (lambda x: None, {"levels": [0, 0, 0, 0, 0, 1.0]}, "levels has 1.0; integers are allowed"),
         (replaced("params", 1, None), {}, r"params\[1\] is None; a tensor is needed"),
         (replaced("grads", 1, None), {}, r"grads\[1\] is None; a tensor is needed"),
@@ -181,9 +208,9 @@ def replaced(name: str, i: int, value: Any) -> Any:
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_moves(change: Any, more: dict[str, Any], words: str) -> None:
-    x, before = draw(), draw()["params"]
-    params: list[Tensor] = list(x["params"])
+    x, before = draw(), draw()
+    given = {name: list(ts) for name, ts in x.items()}
     change(x)
     with pytest.raises(ValueError, match=f"level_step: {words}"):
         step(x, **more)
-    assert all(torch.equal(a, b) for a, b in zip(params, before))
+    assert_close(given, before, rtol=0, atol=0)

@@ -239,6 +239,18 @@ def test_the_state_is_float32_whatever_the_operands_are(backend: Any) -> None:
         assert torch.equal(call(x, anchor=8, backend=backend)[1].weights.up, state.weights.up)
 
 
+def test_on_meta_tensors_it_has_the_shapes_and_dtypes_of_what_it_would_compute() -> None:
+    def on(device: str) -> dict[str, Any]:
+        return {
+            n: Weights(*(w.to(device) for w in t)) if isinstance(t, tuple) else t.to(device)
+            for n, t in draw(20).items()
+        }
+
+    found, wanted = (flat(*call(on(device), anchor=8)) for device in ("meta", "cpu"))
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in wanted]
+    assert {t.device.type for t in found} == {"meta"}
+
+
 def wrong(**changes: Any) -> dict[str, Any]:
     x = draw(4)
     return {**{n: x[n] for n in Tokens[:5]}, "state": x["weights"], **changes}

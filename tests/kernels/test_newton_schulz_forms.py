@@ -1,5 +1,6 @@
 """The Gram form is the quintic in float64, has its error in float32 and bfloat16, and batches are their matrices."""
 
+import re
 from typing import Any
 
 import pytest
@@ -84,8 +85,11 @@ def test_wrong_input_is_named(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> N
     for steps in (-1, 1.5):
         with pytest.raises(ValueError, match=f"steps is {steps}; an integer, 0 or more is allowed"):
             newton_schulz(torch.ones(3, 4), steps)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"g has shape \(3,\); it needs a matrix"):
-        newton_schulz_each([torch.ones(3, device="meta")])
+    for wrong in ((1.0, 2.0), 1.0, None):
+        with pytest.raises(ValueError, match=f"coefficients is {re.escape(repr(wrong))}; three numbers are allowed"):
+            newton_schulz(torch.ones(3, 4), 5, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="coefficients has 'c'; finite numbers are allowed"):
+        newton_schulz(torch.ones(3, 4), 5, (1.0, 2.0, "c"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="backend is 'triton'; allowed: auto, reference, gram"):
         newton_schulz(torch.ones(3, 4), backend="triton")  # type: ignore[arg-type]
     monkeypatch.setenv(backend.ENVIRONMENT, "chunked")
@@ -93,3 +97,22 @@ def test_wrong_input_is_named(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> N
     newton_schulz(torch.ones(3, 4))
     line = 'newton_schulz: backend "auto" in place of "chunked": it has no such form'
     assert [r.getMessage() for r in caplog.records] == [line]
+
+
+@pytest.mark.parametrize(
+    ("gs", "words"),
+    [
+        (None, "gs is None; a list of matrices is needed"),
+        (torch.ones(2, 3, 4), "gs is a Tensor; a list of matrices is needed"),
+        ((torch.ones(3, 4) for _ in range(2)), "gs is a generator; a list of matrices is needed"),
+        ([torch.ones(3, 4), None], r"gs\[1\] is None; a tensor \(\*B, O, I\) is needed"),
+        ([torch.ones(3, device="meta")], r"gs\[0\] has shape \(3,\); it needs a matrix"),
+        ([torch.ones(2, 3, 4)], r"gs\[0\] has shape \(2, 3, 4\); it needs a matrix, \(O, I\)"),
+        ([torch.ones(3, 4), torch.ones(3, 4).int()], r"gs\[1\] is torch.int32; floating-point"),
+        ([torch.ones(3, 4)] * 2 + [torch.ones(3, 4, device="meta")], r"gs\[2\] is on meta and gs\[0\] on cpu; one dev"),
+    ],
+)
+def test_what_is_wrong_with_many_is_named(gs: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"newton_schulz: {words}"):
+        newton_schulz_each(gs)
+    assert newton_schulz_each([]) == []

@@ -1,6 +1,7 @@
 """What is compiled around an op has its gradients, and never a second derivative that is lost without a word."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from nested_kernels import Weights, attention_hvp, delta_rule, mlp_memory, newton_schulz
 from nested_kernels.attention_hvp import op
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 from torch.testing import assert_close
 
 Function = Callable[..., Tensor]
@@ -83,3 +85,34 @@ def test_without_the_guard_compiled_code_would_take_the_inner_gradient_for_a_con
     torch._dynamo.reset()
     found = learned(torch.compile(loss, fullgraph=True, backend="aot_eager"), x)
     assert max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact)) > 1e-2
+
+
+def regions(f: Function) -> dict[str, Function]:
+    """A scalar of f by way of a transform of torch.func: what autograd outside then sees is the whole of it."""
+
+    def by(transform: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Function:
+        return lambda *x: transform(lambda v: f(*x[:2], v, *x[3:]).sin().sum(), x[2] * 1.0)
+
+    return {
+        "vmap": by(lambda g, v: torch.func.vmap(g)(v[None])[0]),
+        "vjp": by(lambda g, v: torch.func.vjp(g, v)[0]),
+        "jvp": by(lambda g, v: torch.func.jvp(g, (v,), (v,))[1]),
+        "vmap of grad": by(lambda g, v: torch.func.vmap(torch.func.grad(g))(v[None]).sum()),
+    }
+
+
+def test_no_transform_of_compiled_code_hides_an_op_from_autograd_outside(monkeypatch) -> None:
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)  # which would be another reason to refuse
+    x = drawn(Heads, Heads, Heads)
+    for name, region in regions(partial(attend, backend="reference")).items():
+        torch._dynamo.reset()
+        compiled = torch.compile(region, fullgraph=True, backend="aot_eager")
+        if name == "vmap":
+            assert_close(torch.autograd.grad(compiled(*x), x), torch.autograd.grad(region(*x), x), rtol=1e-4, atol=1e-5)
+            with pytest.raises(NotImplementedError, match="differentiate twice outside"):
+                learned(compiled, x)
+        else:
+            with pytest.raises(Unsupported, match=r"call the compiled code under torch\.no_grad"):
+                compiled(*x)
+        with torch.no_grad():
+            assert_close(compiled(*x), region(*x))

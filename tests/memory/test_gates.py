@@ -1,9 +1,11 @@
 """Gates that reach what they promise to reach, and norms that are safe where there is nothing to normalise."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from nested.errors import UserError
@@ -48,10 +50,40 @@ def test_unit_vectors_have_length_one_in_every_precision() -> None:
     x = torch.randn(50, 7)
     assert_close(unit(x).norm(dim=-1), torch.ones(50))
     assert_close(unit(x.double()).norm(dim=-1), torch.ones(50, dtype=torch.float64), rtol=1e-14, atol=0)
-    half = unit(x.bfloat16())
-    assert half.dtype == torch.float32
-    assert_close(half.norm(dim=-1), torch.ones(50))
     assert_close(unit(x * 1e-2), unit(x))
+
+
+def barely_rounded_up(size: int, eps: float, shortened: float) -> Tensor:
+    """(size,) of length 1: most entries, times `shortened`, lie just above the middle between a power of two and the
+    number after it, and so are rounded up by the most there is; one has the rest."""
+    entry = size**-0.5 * (1 + eps / 2) * (1 + 1e-6) / shortened
+    most = int(entry**-2)
+    x = torch.zeros(size, dtype=torch.float64)
+    x[:most] = entry
+    x[most] = math.sqrt(1 - most * entry**2)
+    return x.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [4, 16, 64, 256])
+def test_unit_vectors_in_half_precision_are_rounded_to_no_more_than_length_one(size: int, dtype: torch.dtype) -> None:
+    """Every entry is rounded by a factor of at most 1 + eps / 2, and (1 + eps / 2) (1 - eps / 2) < 1."""
+    eps = torch.finfo(dtype).eps
+    worst = [barely_rounded_up(size, eps, shortened) for shortened in (1, 1 - eps / 2)]
+    assert worst[0].to(dtype).double().norm() > 1 + eps / 8  # which is what has to be shortened
+    uneven = torch.randn(2000, size) * torch.randn(2000, size).exp()
+    for x in (torch.stack(worst), torch.randn(2000, size), uneven, torch.eye(size)):
+        for y, exact in ((unit(x, dtype), unit(x)), (unit(x.to(dtype)), unit(x.to(dtype).float()))):
+            assert y.dtype == dtype
+            assert y.double().norm(dim=-1).max() <= 1
+            assert (y.double() - exact).norm(dim=-1).max() <= eps
+
+
+def test_a_unit_vector_has_the_dtype_of_its_input_or_one_that_is_asked_for() -> None:
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert unit(torch.ones(3, dtype=dtype)).dtype == dtype
+    assert torch.equal(unit(torch.ones(3), torch.float64), unit(torch.ones(3)).double())
+    assert unit(torch.ones(3, dtype=torch.float64), torch.float32).norm() <= 1
 
 
 def test_a_normalised_read_has_root_mean_square_one() -> None:

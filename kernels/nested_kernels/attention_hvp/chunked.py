@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from nested_kernels.attention_hvp.reference import hidden
+from nested_kernels.backend import without_autocast
 
 SCORES = 2**18  # of a block on a processor: more leave its cache
 Part = tuple[slice, slice]
@@ -106,7 +107,7 @@ def _gradients(
     q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, needs: Needs, window: int | None, block: int
 ) -> tuple[Tensor | None, ...]:
     """dQ, dK and dV, each where it is needed."""
-    with torch.autocast(q.device.type, enabled=False):  # of whoever differentiates
+    with without_autocast(q):  # of whoever differentiates
         dq, dk, dv = found = _zeros((q, k, v), needs)
         for rows, keys, bias in _blocks(q, k, window, block):
             p = _probabilities(q[rows], k[keys], bias)  # (G, C, M)
@@ -131,7 +132,7 @@ def _second_gradients(
     block: int,
 ) -> tuple[Tensor | None, ...]:
     """barQ, barK, barV and bar(dO), each where it is needed."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         bar_q, bar_k, bar_v, bar_d_out = found = _zeros((q, k, v, d_out), needs)
         for rows, keys, bias in _blocks(q, k, window, block):
             p = _probabilities(q[rows], k[keys], bias)  # (G, C, M)

@@ -19,7 +19,7 @@ from torch import Tensor
 from nested_kernels.arguments import check_device, check_floating, check_length, check_tensor
 from nested_kernels.attention_hvp.chunked import attention_hvp_chunked
 from nested_kernels.attention_hvp.reference import attention_hvp_reference, hidden
-from nested_kernels.backend import chosen, form_of, without_triton
+from nested_kernels.backend import chosen, form_of, without_autocast, without_triton
 from nested_kernels.orders import once_if_compiled
 
 Backend = Literal["auto", "reference", "chunked", "triton", "fused"]
@@ -59,7 +59,7 @@ def attention_hvp(
     form = form_of("attention_hvp", backend, named, plain, on_device, partial(_unfit, dtype, q), (q, k, v))
     narrow = out if form == "triton" and out == torch.bfloat16 else dtype
     q, k, v = (x.to(narrow) for x in (q, k, v))
-    with torch.autocast(q.device.type, enabled=False):  # which would add up in half precision
+    with without_autocast(q):  # which would add up in half precision
         if window is not None:
             k, v = (x[:, -(q.shape[1] - 1 + window) :] for x in (k, v))  # the keys that some query sees
         if form == "reference":

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nested_kernels.backend import transformed
+from nested_kernels.backend import transformed, without_autocast
 from nested_kernels.delta_rule.rule import Objective, Read, Rule, State, terms
 
 Recurrence = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as `read_chunks`
@@ -238,9 +238,10 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *d: Tensor | None) -> tuple[Tensor | None, ...]:
         operands, (*p, S, W) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         (*x, memory), p = operands, Prepared(operands[2], *p)  # the first field is not asked for
-        if torch.is_grad_enabled():
-            p, S, W, _ = _keep(operands, *ctx.options)
-        return *_gradients(d, Chunks(*x), p, memory, S, W, *ctx.options), None, None, None
+        with without_autocast(memory):  # of whoever differentiates
+            if torch.is_grad_enabled():
+                p, S, W, _ = _keep(operands, *ctx.options)
+            return *_gradients(d, Chunks(*x), p, memory, S, W, *ctx.options), None, None, None
 
 
 def _keep(operands: Sequence[Tensor], erase: float, fit: float, read: Read) -> tuple[Prepared, Tensor, Tensor, Tensor]:

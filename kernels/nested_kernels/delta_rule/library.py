@@ -91,14 +91,18 @@ class _Call:
     def __init__(self, q: Tensor, v: Tensor, erase: float, fit: float, read: str, length: int, before: int):
         b, h, t, key = q.shape
         self.tokens_first = _tokens_first(q)
+        if before + t <= length:  # one chunk: what came before its tokens has no part in it
+            length, before = t, 0
         self.groups, self.chunks = b * h, cdiv(before + t, length)
-        self.C, self.BK, self.VP = (max(16, next_power_of_2(n)) for n in (length, key, v.shape[3]))
+        self.C, self.BK = (max(16, next_power_of_2(n)) for n in (length, key))
+        BV = min(32, max(16, next_power_of_2(v.shape[3])))
+        self.columns = cdiv(v.shape[3], BV)  # any number: rows of the memory do not depend on each other
+        self.VP = self.columns * BV
         self.place = (t, length, before, h, *((t * h, 1, h) if self.tokens_first else (t * h, t, 1)))
         self.rule = {"ERASE": erase, "FIT": fit, "READ": kernels.READS[read]}
-        self.sizes = {"K": key, "V": v.shape[3], "BK": self.BK, "BV": min(32, self.VP)}
+        self.sizes = {"K": key, "V": v.shape[3], "BK": self.BK, "BV": BV}
         self.blocks = {"C": self.C, "VP": self.VP}
         self.warps = 8 if self.BK == 128 and q.dtype == torch.float32 else 4  # of the scans, for their registers
-        self.columns = cdiv(self.VP, self.sizes["BV"])
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x (B, H, T, ...) with its rows one after the other in memory, in the order of those of q."""
@@ -194,30 +198,37 @@ differentiable("delta_rule", recurrence, recurrence_backward, _in_torch, ends=3)
 
 
 def _example(
-    dtype: torch.dtype, size: int, length: int, read: str, erase: float, fit: float, tokens: int = 4096
+    dtype: torch.dtype, K: int, V: int, length: int, read: str, erase: float, fit: float, tokens: int = 4096
 ) -> None:
     """Forward and backward of 8 sequences and 16 heads on meta tensors."""
-    shape = (8, 16, tokens, size)
-    q, k, v = (torch.empty(shape, dtype=dtype, device="meta") for _ in range(3))
-    eta, alpha = (torch.empty(shape[:3], device="meta") for _ in range(2))
-    memory = torch.empty(8, 16, size, size, device="meta")
+    q, k, v = (torch.empty(8, 16, tokens, n, dtype=dtype, device="meta") for n in (K, K, V))
+    eta, alpha = (torch.empty(8, 16, tokens, device="meta") for _ in range(2))
+    memory = torch.empty(8, 16, V, K, device="meta")
     options = (erase, fit, read, length, 0, False)
     y, last, final = forward(q, k, v, eta, alpha, memory, *options)
     if tokens > STEPWISE:
         backward(y, last, final, q, k, v, eta, alpha, memory, *options)
 
 
+BOTH = ("after", 1.0, 1.0)  # an erase beside gradients at an anchor, read after the write: the most that is computed
+ONE = ("cumulative", 2.0, 0.0)
 WIDE = {"gradients": 640}  # bytes of stack: three C x K sums and as many C x C ones do not fit into registers
+WIDEST = {**WIDE, "scan": 128, "scan_back": 128}
 AOT_CASES = [
-    AotCase("bfloat16, 64 wide", partial(_example, torch.bfloat16, 64, 64, "cumulative", 2.0, 0.0), {"gradients": 128}),
-    AotCase("bfloat16, 64 wide, stale", partial(_example, torch.bfloat16, 64, 32, "after", 1.0, 1.0), slow=True),
-    AotCase("bfloat16, 128 wide", partial(_example, torch.bfloat16, 128, 64, "cumulative", 2.0, 0.0), WIDE, slow=True),
-    AotCase("float32, 64 wide", partial(_example, torch.float32, 64, 16, "cumulative", 2.0, 0.0), slow=True),
-    AotCase(
-        "float32, 128 wide",
-        partial(_example, torch.float32, 128, 16, "cumulative", 2.0, 0.0),
-        {**WIDE, "scan": 128, "scan_back": 128},
-        slow=True,
-    ),
-    AotCase("one token", partial(_example, torch.bfloat16, 64, 64, "cumulative", 2.0, 0.0, tokens=1)),
+    AotCase(name, partial(_example, *sizes), stack, slow)
+    for name, sizes, stack, slow in (
+        ("bfloat16, 64 wide", (torch.bfloat16, 64, 64, 64, *ONE), {"gradients": 128}, False),
+        ("bfloat16, 64 wide, stale", (torch.bfloat16, 64, 64, 64, *BOTH), {"gradients": 128}, True),
+        ("bfloat16, 64 wide, stale, C = 32", (torch.bfloat16, 64, 64, 32, *BOTH), {}, True),
+        ("bfloat16, 64 wide, 194 rows", (torch.bfloat16, 64, 194, 64, *ONE), {"gradients": 128}, True),
+        ("bfloat16, 128 wide", (torch.bfloat16, 128, 128, 64, *ONE), WIDE, True),
+        ("bfloat16, 128 wide, stale", (torch.bfloat16, 128, 128, 64, *BOTH), WIDE, True),
+        ("float32, 64 wide", (torch.float32, 64, 64, 16, *ONE), {}, True),
+        ("float32, 64 wide, stale", (torch.float32, 64, 64, 16, *BOTH), {"gradients": 64}, True),
+        ("float32, 64 wide, 194 rows", (torch.float32, 64, 194, 16, *ONE), {"scan_back": 64}, True),
+        ("float32, 128 wide", (torch.float32, 128, 128, 16, *ONE), WIDEST, True),
+        ("float32, 128 wide, stale", (torch.float32, 128, 128, 16, *BOTH), {**WIDEST, "prepare": 64}, True),
+        ("one token", (torch.bfloat16, 64, 64, 64, *ONE, 1), {}, False),
+        ("one token, float32", (torch.float32, 128, 128, 16, *BOTH, 1), {}, False),
+    )
 ]

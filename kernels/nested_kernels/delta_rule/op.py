@@ -24,7 +24,7 @@ from nested_kernels.arguments import (
     check_words,
     widest,
 )
-from nested_kernels.backend import chosen, form_of, without_triton
+from nested_kernels.backend import chosen, form_of, without_autocast, without_triton
 from nested_kernels.delta_rule.chunked import delta_rule_chunked
 from nested_kernels.delta_rule.reference import delta_rule_reference
 from nested_kernels.delta_rule.rule import Objective, Read, Retain, Rule, State
@@ -33,8 +33,8 @@ from nested_kernels.orders import once_if_compiled
 Backend = Literal["auto", "reference", "chunked", "triton"]
 CHUNK = 32  # the fastest or near it from 50 to 1,024 tokens on a CPU, for heads of 16 to 64
 FEW = 4  # tokens for which the loop is as fast as a chunk
-WIDEST = 128  # K and V in Triton: a block of the memory and a chunk of keys lie in registers
-LONGEST = 64  # tokens of a chunk in Triton
+WIDEST = 128  # K in Triton: a block of the memory and a chunk of keys lie in registers
+LONGEST = {torch.bfloat16: 64, torch.float32: 16}  # tokens of a chunk in Triton, for their registers
 MOST = 65_000  # chunks: an axis of the grid of CUDA's
 WORDS = {"objective": Objective, "rule": Rule, "read": Read, "retain": Retain}
 ALLOWED = {name: get_args(words) for name, words in WORDS.items()}
@@ -72,9 +72,11 @@ def delta_rule(
     is handed on as it is. All is computed, and the state kept, in float32, or in float64 where an operand is float64; y
     has the dtype of v. `chunk` is the chunk length of the chunked form (with an anchor it is the anchor).
 
-    `backend` "auto" is Triton on a CUDA device, for K and V up to 128 and chunks of up to 64 tokens, else torch; where
-    q, k and v are all bfloat16, Triton multiplies them as such and adds up in float32. Differentiable to any order,
-    with "triton" once. Raises ValueError that names the argument, what was seen and what is allowed.
+    `backend` "auto" is Triton on a CUDA device, for K up to 128 and any V, else torch. Where q, k and v are all
+    bfloat16, Triton multiplies them as such, adds up in float32, and takes chunks (`anchor` or `chunk`) of up to 64
+    tokens; else it multiplies in float32 and takes up to 16. Of a longer chunk it takes as many at a time, as decoding
+    does. Differentiable to any order, with "triton" once. Raises ValueError that names the argument, what was seen and
+    what is allowed.
     """
     named = chosen("delta_rule", backend, BACKENDS)
     check_words("delta_rule", {"objective": objective, "rule": rule, "read": read, "retain": retain}, ALLOWED)
@@ -83,19 +85,20 @@ def delta_rule(
     _check_tensors(q, k, v, eta, alpha, state, retain, initial)
     out, dtype = v.dtype, widest(q, k, v, eta, alpha, state.memory)
     half = q.dtype == k.dtype == v.dtype == torch.bfloat16
-    fitting = anchor if anchor > 1 else chunk or (LONGEST if half else LONGEST // 4)  # registers
+    narrow = torch.bfloat16 if half else dtype  # in which Triton multiplies
+    fitting = anchor if anchor > 1 else chunk or LONGEST.get(narrow, CHUNK)
     operands = (q, k, v, eta, alpha, *state[:2], initial)
     plain = "reference" if q.shape[2] <= FEW else "chunked"
-    unfit = partial(_unfit, dtype, fitting, q, v)
+    unfit = partial(_unfit, dtype, narrow, fitting, state.position, q)
     form = form_of("delta_rule", backend, named, plain, q.is_cuda, unfit, operands)
-    narrow = torch.bfloat16 if half and form == "triton" else dtype
+    narrow = narrow if form == "triton" else dtype
     q, k, v, eta, alpha = q.to(narrow), k.to(narrow), v.to(narrow), eta.to(dtype), alpha.to(dtype)
     state = State(state.memory.to(dtype), None if state.anchor is None else state.anchor.to(dtype), state.position)
     initial = None if initial is None else initial.to(dtype)
     given = {"objective": objective, "rule": rule, "anchor": anchor, "read": read, "initial": initial}
     begun = state.anchor is None and q.shape[2] < anchor  # the chunk whose anchor is the memory that is given
     held = state.memory
-    with torch.autocast(q.device.type, enabled=False):  # which would compute the state in half precision
+    with without_autocast(q):  # which would compute the state in half precision
         if form == "reference":
             y, state = delta_rule_reference(q, k, v, eta, alpha, state, **given)
         elif form == "chunked":
@@ -110,16 +113,20 @@ def delta_rule(
     return once_if_compiled(y.to(out)), state._replace(memory=memory, anchor=anchored)
 
 
-def _unfit(dtype: torch.dtype, length: int, q: Tensor, v: Tensor) -> str | None:
+def _unfit(dtype: torch.dtype, narrow: torch.dtype, length: int, position: int, q: Tensor) -> str | None:
     """Why Triton cannot do it."""
-    if max(q.shape[3], v.shape[3]) > WIDEST:
-        return f"q has K = {q.shape[3]}, v has V = {v.shape[3]}; at most {WIDEST} are allowed"
-    if length > LONGEST:
-        return f"a chunk has {length} tokens; at most {LONGEST} are allowed"
-    if q.shape[2] > MOST * length:
-        return f"there are more than {MOST} chunks of {length} tokens"
+    tokens = q.shape[2]
+    if q.shape[3] > WIDEST:
+        return f"q has K = {q.shape[3]}; at most {WIDEST} is allowed"
     if dtype != torch.float32:
         return f"an operand is {dtype}; float32 and bfloat16 are allowed"
+    if tokens > MOST * length:
+        return f"there are more than {MOST} chunks of {length} tokens"
+    if position + tokens <= length:  # all in one chunk
+        length = tokens
+    if length > LONGEST[narrow]:
+        bf16, fp32 = LONGEST.values()
+        return f"a chunk has {length} tokens; at most {bf16} are allowed where q, k and v are bfloat16, else {fp32}"
     return without_triton(q.device)
 
 

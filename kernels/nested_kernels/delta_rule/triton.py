@@ -167,7 +167,7 @@ def prepare(
     if KEEP:
         tl.store(solved + square, X.to(solved.dtype.element_ty))
     tl.store(by_memory + (block * C + i[:, None]) * BK + d[None, :], fitted.to(by_memory.dtype.element_ty))
-    for j in tl.static_range(0, VP, BV):
+    for j in range(0, VP, BV):
         c = j + tl.arange(0, BV)
         values = tl.load(v + row[:, None] * V + c[None, :], mask=there[:, None] & (c[None, :] < V), other=0.0)
         written = rate[:, None] * values.to(tl.float32)

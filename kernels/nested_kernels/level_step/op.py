@@ -6,6 +6,7 @@ Order of differentiation: none. It is an optimizer's step; a call for which auto
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -24,6 +25,8 @@ from nested_kernels.level_step.rule import Form, LevelRule, Shape, state_dtype
 Backend = Literal["auto", "reference", "chunked", "triton"]
 BACKENDS = get_args(Backend)
 PLAIN = {Tensor, Parameter}  # whose memory is what their address says
+NUMBERS = ("lr", "momentum", "beta", "weight_decay", "eps", "scale")  # of a rule
+NUMERIC = (float, int)  # a union would be made anew for each number
 LEAST = 1e-15  # of eps: its square is not 0 in float32
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 TORCH = {"reference": level_step_reference, "chunked": level_step_chunked}
@@ -49,7 +52,7 @@ def level_step(
     left alone when not.
 
     Momenta and what is gathered are float32 (float64 beside float64 parameters), contiguous. `due` may be a tensor
-    (levels,) on the device; in the vector form with Triton the host does not wait for it.
+    (levels,) of bool, on the device; in the vector form with Triton the host does not wait for it.
 
     `backend` "auto" is Triton for vectors on a CUDA device, else torch in place; matrices of one shape are multiplied
     in batches, for which there is no kernel: "triton" refuses them. What is written shares no memory with anything else
@@ -57,12 +60,13 @@ def level_step(
     """
     named = chosen("level_step", backend, BACKENDS)
     rules = [rules] if isinstance(rules, LevelRule) else rules
-    _check_rules(rules, due)
+    _check_rules(rules)
     given = {"params": params, "grads": grads, "momenta": momenta, "gathered": [] if gathered is None else gathered}
     _check_lists(given)
     gathered = [None] * len(params) if gathered is None else gathered
     levels = [0] * len(params) if levels is None else levels
     _check_tensors(params, grads, momenta, gathered, levels, len(rules))
+    _check_due(due, len(rules), params[0].device)
     written = [*params, *momenta, *(x for x in gathered if x is not None)]
     _check_derivative([*grads, *written])
     _check_memory(grads, written)
@@ -158,20 +162,41 @@ def _check_derivative(operands: Sequence[Tensor]) -> None:
         raise ValueError(f"level_step: {seen}; an optimizer's step has no derivative: call it under torch.no_grad()")
 
 
-def _check_rules(rules: Sequence[LevelRule], due: Sequence[bool] | Tensor | None) -> None:
-    if not isinstance(rules, Sequence) or not rules:
+def _check_rules(rules: Sequence[LevelRule]) -> None:
+    if not isinstance(rules, Sequence) or isinstance(rules, str) or not rules:
         raise ValueError(f"level_step: rules is {rules!r}; a LevelRule, or a list of one or more, is allowed")
     for i, rule in enumerate(rules):
         if not isinstance(rule, LevelRule):
             raise ValueError(f"level_step: rules[{i}] is {rule!r}; a LevelRule is needed")
+        for name in NUMBERS:
+            seen = getattr(rule, name)
+            if not isinstance(seen, NUMERIC) or not -inf < seen < inf:
+                raise ValueError(f"level_step: rules[{i}].{name} is {seen!r}; finite numbers are allowed")
         if rule.form == "normalised" and not rule.eps >= LEAST:
             raise ValueError(f"level_step: rules[{i}].eps is {rule.eps}; {LEAST} or more is allowed")
         for name, seen, allowed in (("form", rule.form, get_args(Form)), ("shape", rule.shape, get_args(Shape))):
             if seen not in allowed:
                 raise ValueError(f"level_step: rules[{i}].{name} is {seen!r}; allowed: {', '.join(allowed)}")
-    shape = (len(rules),) if due is None else tuple(due.shape) if isinstance(due, Tensor) else (len(due),)
-    if shape != (len(rules),):
-        raise ValueError(f"level_step: due is {shape}; beside {len(rules)} rules it must be ({len(rules)},)")
+
+
+def _check_due(due: Sequence[bool] | Tensor | None, rules: int, device: torch.device) -> None:
+    """Flags that can be read: of the host, or in a tensor there or on the device of params."""
+    if due is None:
+        return
+    if not isinstance(due, Tensor | Sequence):
+        raise ValueError(f"level_step: due is {due!r}; a list of {rules} flags, or a tensor ({rules},), is allowed")
+    shape = tuple(due.shape) if isinstance(due, Tensor) else (len(due),)
+    if shape != (rules,):
+        raise ValueError(f"level_step: due is {shape}; beside {rules} rules it must be ({rules},)")
+    if not isinstance(due, Tensor):
+        if strange := [i for i, now in enumerate(due) if not isinstance(now, bool)]:
+            raise ValueError(f"level_step: due[{strange[0]}] is {due[strange[0]]!r}; True or False is allowed")
+        return
+    if due.dtype is not torch.bool:
+        raise ValueError(f"level_step: due is {due.dtype}; torch.bool is allowed")
+    if due.device.type == "meta" or (due.device != device and due.device.type != "cpu"):
+        where = "cpu" if device.type in ("cpu", "meta") else f"cpu or {device}"
+        raise ValueError(f"level_step: due is on {due.device} and params on {device}; flags on {where} are allowed")
 
 
 def _check_lists(given: dict[str, Sequence[Tensor | None]]) -> None:
@@ -206,6 +231,8 @@ def _check_tensors(
 ) -> None:
     if not params:
         raise ValueError("level_step: params is empty; one tensor or more is allowed")
+    if not isinstance(levels, Sequence):
+        raise ValueError(f"level_step: levels is a {type(levels).__name__}; a list of integers is needed")
     given = {"params": params, "grads": grads, "momenta": momenta, "gathered": gathered, "levels": levels}
     for name, xs in given.items():
         if len(xs) != len(params):

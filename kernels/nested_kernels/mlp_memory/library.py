@@ -267,6 +267,7 @@ def _example(
     tokens: int,
     stale: bool = False,
     momentum: bool = False,
+    initial: bool = False,
 ) -> None:
     """Forward and backward of 8 sequences and 16 heads on meta tensors: HOPE's memory, or Titans'."""
 
@@ -277,22 +278,34 @@ def _example(
     q, k, v = (torch.empty(128, tokens, K, dtype=dtype, device="meta") for _ in range(3))
     eta, alpha, beta = (torch.empty(128, tokens, device="meta") for _ in range(3))
     erase, read = (1.0, "cumulative") if hope else (0.0, "after")
-    x = (q, k, v, eta, alpha, beta if momentum else None, *pair(), *pair(stale), *pair(hope), *pair(momentum))
+    held = (*pair(), *pair(stale), *pair(hope or initial), *pair(momentum))
+    x = (q, k, v, eta, alpha, beta if momentum else None, *held)
     options = (erase, erase, 1.0, 1.0, hope, hope, read, length, False)
     backward(*forward(*x, *options), *x, *options)  # type: ignore[arg-type]
 
 
+BF16, FP32 = torch.bfloat16, torch.float32
+MOMENTUM = {"momentum": True}
+TOWARDS = {**MOMENTUM, "initial": True}
 # bytes of stack, by Triton 3.6 or 3.9: `gradients` has, beside blocks, five sums over them and twenty vectors of rates
 AOT_CASES = [
-    AotCase(name, partial(_example, *sizes), {"advance": advance, "gradients": gradients}, slow)
-    for name, sizes, advance, gradients, slow in (
-        ("HOPE's memory, 64 wide", (torch.bfloat16, 64, 256, 32, True, 64), 96, 1664, False),
-        ("HOPE's memory, chunks of 64", (torch.bfloat16, 64, 256, 64, True, 128), 896, 4096, True),
-        ("HOPE's memory, the rest of a chunk", (torch.bfloat16, 64, 256, 32, True, 32, True), 96, 1856, True),
-        ("HOPE's memory, 128 wide", (torch.bfloat16, 128, 512, 32, True, 64), 576, 2816, True),
-        ("HOPE's memory, float32", (torch.float32, 64, 256, 16, True, 32), 640, 4096, True),
-        ("Titans' memory, 64 wide", (torch.bfloat16, 64, 256, 32, False, 64), 0, 640, True),
-        ("Titans' memory, chunks of 64", (torch.bfloat16, 64, 256, 64, False, 128), 144, 2048, True),
-        ("Titans' memory, momentum", (torch.bfloat16, 64, 256, 32, False, 64, False, True), 96, 2304, True),
+    AotCase(name, partial(_example, *sizes, **more), {"advance": advance, "gradients": gradients}, slow)
+    for name, sizes, more, advance, gradients, slow in (
+        ("HOPE's memory, 64 wide", (BF16, 64, 256, 32, True, 64), {}, 96, 1664, False),
+        ("HOPE's memory, chunks of 64", (BF16, 64, 256, 64, True, 128), {}, 896, 4096, True),
+        ("HOPE's memory, the rest of a chunk", (BF16, 64, 256, 32, True, 32), {"stale": True}, 96, 1856, True),
+        ("HOPE's memory, the rest of a chunk of 64", (BF16, 64, 256, 64, True, 64), {"stale": True}, 1024, 4096, True),
+        ("HOPE's memory, 128 wide", (BF16, 128, 512, 32, True, 64), {}, 576, 2816, True),
+        ("HOPE's memory, 128 wide, the rest", (BF16, 128, 512, 32, True, 32), {"stale": True}, 640, 3072, True),
+        ("HOPE's memory, float32", (FP32, 64, 256, 16, True, 32), {}, 640, 4096, True),
+        ("HOPE's memory, float32, the rest", (FP32, 64, 256, 16, True, 16), {"stale": True}, 704, 4352, True),
+        ("Titans' memory, 64 wide", (BF16, 64, 256, 32, False, 64), {}, 0, 640, True),
+        ("Titans' memory, chunks of 64", (BF16, 64, 256, 64, False, 128), {}, 144, 2048, True),
+        ("Titans' memory, momentum", (BF16, 64, 256, 32, False, 64), MOMENTUM, 96, 2304, True),
+        ("Titans' memory, momentum, chunks of 64", (BF16, 64, 256, 64, False, 128), MOMENTUM, 3328, 4864, True),
+        ("Titans' memory towards its start", (BF16, 64, 256, 32, False, 64), TOWARDS, 160, 2816, True),
+        ("Titans' memory towards its start, 64", (BF16, 64, 256, 64, False, 128), TOWARDS, 3328, 5376, True),
+        ("Titans' memory towards its start, 128 wide", (BF16, 128, 512, 32, False, 64), TOWARDS, 768, 4096, True),
+        ("Titans' memory towards its start, float32", (FP32, 64, 256, 16, False, 32), TOWARDS, 960, 3456, True),
     )
 ]

@@ -24,7 +24,7 @@ from nested_kernels.arguments import (
     check_words,
     widest,
 )
-from nested_kernels.backend import chosen, form_of, without_triton
+from nested_kernels.backend import chosen, form_of, without_autocast, without_triton
 from nested_kernels.delta_rule import Objective, Retain, Rule
 from nested_kernels.mlp_memory.chunked import mlp_memory_chunked
 from nested_kernels.mlp_memory.reference import mlp_memory_reference
@@ -32,8 +32,8 @@ from nested_kernels.mlp_memory.rule import Erase, MLPState, Read, Values, Weight
 from nested_kernels.orders import once_if_compiled
 
 Backend = Literal["auto", "reference", "chunked", "triton"]
-WIDEST = 128  # K in Triton: a chunk of keys, and blocks of both layers as wide as they, lie in registers
-LONGEST = 64  # tokens of a chunk in Triton
+# K, and tokens of a chunk, in Triton: keys, and blocks of both layers as wide as they, lie in registers
+LARGEST = {torch.bfloat16: ((64, 64), (128, 32)), torch.float32: ((64, 16),)}
 WORDS = {"objective": Objective, "rule": Rule, "erase": Erase, "values": Values, "read": Read, "retain": Retain}
 ALLOWED = {name: get_args(words) for name, words in WORDS.items()}
 BACKENDS = get_args(Backend)
@@ -78,9 +78,11 @@ def mlp_memory(
     it is. All is computed, and the state kept, in float32, or in float64 where an operand is
     float64; y has the dtype of v.
 
-    `backend` "auto" is Triton on a CUDA device, for K up to 128 and chunks of up to 64 tokens, and momentum with rule
-    "gd"; else torch. Where k and v are bfloat16, Triton multiplies as such and adds up in float32. Differentiable
-    to any order, with "triton" once. Raises ValueError that names the argument, what was seen and what is allowed.
+    `backend` "auto" is Triton on a CUDA device, else torch. Where q, k and v are all bfloat16, Triton multiplies them
+    as such, adds up in float32, and takes chunks of up to 64 tokens for K up to 64, of up to 32 for K up to 128; else
+    it multiplies in float32 and takes up to 16, for K up to 64. Of a longer `anchor` it takes as many at a time, as
+    decoding does. Momentum it takes with rule "gd". Differentiable to any order, with "triton" once. Raises ValueError
+    that names the argument, what was seen and what is allowed.
     """
     named = chosen("mlp_memory", backend, BACKENDS)
     words = {"objective": objective, "rule": rule, "erase": erase, "values": values, "read": read, "retain": retain}
@@ -92,9 +94,10 @@ def mlp_memory(
     _check_tensors(tensors, retain)
     out, dtype = v.dtype, widest(*tensors.values())
     half = k.dtype == v.dtype == torch.bfloat16 and (q is None or q.dtype == torch.bfloat16)
-    unfit = partial(_unfit, dtype, min(anchor, k.shape[2]), beta is not None and rule != "gd", k)
+    narrow = torch.bfloat16 if half else dtype  # in which Triton multiplies
+    unfit = partial(_unfit, dtype, narrow, min(anchor, k.shape[2]), beta is not None and rule != "gd", k)
     form = form_of("mlp_memory", backend, named, "chunked", k.is_cuda, unfit, tensors.values())
-    narrow = torch.bfloat16 if half and form == "triton" else dtype
+    narrow = narrow if form == "triton" else dtype
 
     def wide(x: Tensor) -> Tensor:
         return x.to(dtype)
@@ -106,7 +109,7 @@ def mlp_memory(
     held = state.weights
     given: dict[str, Any] = {"write": write_of(objective, rule, erase, values, bounded), "anchor": anchor}
     given |= {"read": read, "initial": initial}
-    with torch.autocast(k.device.type, enabled=False):  # which would compute the state in half precision
+    with without_autocast(k):  # which would compute the state in half precision
         if form == "reference":
             y, state = mlp_memory_reference(q, k, v, eta, alpha, beta, state, **given)
         elif form == "chunked":
@@ -119,17 +122,22 @@ def mlp_memory(
     return None if y is None else once_if_compiled(y.to(out)), state
 
 
-def _unfit(dtype: torch.dtype, length: int, both: bool, k: Tensor) -> str | None:
+def _unfit(dtype: torch.dtype, narrow: torch.dtype, length: int, both: bool, k: Tensor) -> str | None:
     """Why Triton cannot do it."""
-    if k.shape[3] > WIDEST:
-        return f"k has K = {k.shape[3]}; at most {WIDEST} is allowed"
-    if length > LONGEST:
-        return f"a chunk has {length} tokens; at most {LONGEST} are allowed"
-    if both:
-        return "beta is given with rule 'dgd'; with momentum, rule 'gd' is allowed"
     if dtype != torch.float32:
         return f"an operand is {dtype}; float32 and bfloat16 are allowed"
+    width = k.shape[3]
+    if not any(width <= wide and length <= long for wide, long in LARGEST[narrow]):
+        return f"k has K = {width} and a chunk {length} tokens; allowed: {_largest()}"
+    if both:
+        return "beta is given with rule 'dgd'; with momentum, rule 'gd' is allowed"
     return without_triton(k.device)
+
+
+def _largest() -> str:
+    sizes = [f"K up to {wide} and {long} tokens" for wide, long in LARGEST[torch.bfloat16]]
+    wide, long = LARGEST[torch.float32][0]
+    return f"{', '.join(sizes)} where q, k and v are bfloat16, else {wide} and {long}"
 
 
 def _parts(pairs: dict[str, Weights | None]) -> dict[str, Tensor | None]:

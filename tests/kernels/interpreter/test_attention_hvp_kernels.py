@@ -28,6 +28,7 @@ Bfloat16: dict[str, Case] = {
     "65 queries, a window, more keys, 96 wide": (65, 300, 96, 100, 1, 1),
     "several blocks, a window, 64 wide": (150, 200, 64, 100, 1, 1),
     "several blocks, 128 wide": (150, 200, 128, None, 1, 1),
+    "63 queries, a window, more keys, 32 wide": (63, 103, 32, 16, 1, 1),
     "3 wide": (40, 70, 3, 16, 1, 1),
 }
 Float32: dict[str, Case] = {
@@ -35,6 +36,7 @@ Float32: dict[str, Case] = {
     "63 queries, 64 wide": (63, 63, 64, None, 1, 1),
     "65 queries, a window, more keys, 64 wide": (65, 142, 64, 16, 1, 1),
     "a window of 100, 3 wide": (33, 120, 3, 100, 1, 1),
+    "65 queries, 32 wide": (65, 65, 32, None, 1, 1),
     "two sequences, 40 wide": (20, 30, 40, 9, 2, 1),
     "80 wide": (17, 40, 80, 20, 1, 1),
     "96 wide": (17, 17, 96, None, 1, 1),
