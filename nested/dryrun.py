@@ -28,7 +28,8 @@ from nested.timeline import timeline, token_timelines
 if TYPE_CHECKING:
     from rich.console import Group
 
-TIMED = 4  # steps a time is taken from, at least
+TIMED = 4  # steps a time is taken from, at least,
+LONG = 5.0  # or one that took longer than so many seconds
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _dry_run(config: Config) -> DryRun:
         sample_shape=list(stream.sample_shape),
         n_outputs=stream.n_outputs,
         experiences=[_described(e) for e in stream.experiences],
-        layers=layers(learner.model, batch.x),
+        layers=layers(learner.model, learner.parts(batch)[0][0].x),
         levels=_levels(learner, planned),
         fits=planned,
         timeline={level.name: timeline(level, plan.total_steps) for level in stream_levels},
@@ -138,6 +139,8 @@ def _rehearse(config: Config, seed: int, stream: Stream, plan: Plan) -> tuple[fl
         learner.method.before_experience(learner, experience)
         for _ in range(TIMED if len(plan.curriculum) < TIMED else 1):
             seconds.append(_step(learner, config.trainer.batch_size))
+            if seconds[-1] > LONG:
+                break
         learner.optimizer.end_experience()
         learner.method.after_experience(learner, experience)
     views = learner.method.views()
@@ -146,7 +149,7 @@ def _rehearse(config: Config, seed: int, stream: Stream, plan: Plan) -> tuple[fl
         for experience in thin.experiences:
             learner.judge(experience.test, config.trainer.eval_batch_size)
             samples += len(experience.test)
-    return statistics.median(seconds[1:]), (time.perf_counter() - begin) / max(1, samples), len(views)
+    return statistics.median(seconds[1:] or seconds), (time.perf_counter() - begin) / max(1, samples), len(views)
 
 
 def _thin(e: Experience, config: Config, seed: int) -> Experience:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nested
@@ -41,13 +41,14 @@ class Export:
         """The module in evaluation mode, equal to the last bit to what the run judged last. Raises UserError."""
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
             model = self._built()
-        weights = _read_weights(self.path / WEIGHTS)
+        weights = read_weights(self.path / WEIGHTS)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             then, now = self.about["packages"]["nested"], nested.__version__
-            text = f"the weights do not fit what model._target_ builds here: {' '.join(str(error).split())[:300]}"
-            raise UserError(f"{text}; exported with nested {then}, this is {now}", key=str(self.path)) from None
+            text = f"the weights of {self.path} do not fit what model._target_ builds here: "
+            text += f"{' '.join(str(error).split())[:300]}; exported with nested {then}, this is {now}"
+            raise UserError(text, key="export", seen=str(self.path)) from None
         return model.to(device).eval()
 
     def _built(self) -> nn.Module:
@@ -74,35 +75,60 @@ class Export:
             raise UserError(text, key=f"{group}._target_", seen=target) from None
 
 
+def find(name: str, runs: str | Path = "runs") -> Path:
+    """The folder of an export: by its path, or as that of a run which has one, by the run's id, path or unique prefix.
+
+    Raises UserError for a name that means neither, and for a run without an export or with several.
+    """
+    folder = Path(name).expanduser()
+    if (folder / ABOUT).is_file():
+        return folder
+    try:
+        run = rundir.find(name, runs, "export or run")
+    except UserError:
+        if folder.is_dir():
+            raise no_export(folder) from None
+        raise
+    there = [home for home in (run / "export", *sorted(run.glob("seed-*/export"))) if (home / ABOUT).is_file()]
+    if not there:
+        raise no_export(run)
+    if len(there) > 1:
+        text = f"{run.name} has {len(there)} exports; give one's path: {', '.join(map(str, there))}"
+        raise UserError(text, key="export", seen=name, allowed=list(map(str, there)))
+    return there[0]
+
+
 def read(path: str | Path) -> Export:
     """An export, its files checked against their digests. Raises UserError: what it is instead, and how to mend it."""
     folder = Path(path).expanduser()
     file = folder / ABOUT
     if not file.is_file():
-        raise _no_export(folder)
+        raise no_export(folder)
     try:
         about = json.loads(file.read_text())
         version = int(about["format"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged: it says no format; export the run again", key=str(path)) from None
+        text = f"{file} is damaged: it says no format; export the run again"
+        raise UserError(text, key="export", seen=str(path)) from None
     if version != FORMAT:
         text = f"{folder} is an export of format {version}; this version of nested ({nested.__version__}) reads format "
         mend = "install a newer one" if version > FORMAT else "export the run again"
-        raise UserError(f"{text}{FORMAT}: {mend}", key=str(path), seen=version, allowed=FORMAT)
+        raise UserError(f"{text}{FORMAT}: {mend}", key="export", seen=version, allowed=FORMAT)
     for name, digest in about["files"].items():
         if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != digest:
             text = f"{folder / name} is damaged or was changed: its digest is not the one in {ABOUT}"
-            raise UserError(f"{text}; export the run again", key=str(path), seen=name)
+            raise UserError(f"{text}; export the run again", key="export", seen=name)
     return Export(folder.resolve(), about, rundir.read_config(folder))
 
 
-def _no_export(folder: Path) -> UserError:
+def no_export(folder: Path) -> UserError:
+    """The error for a folder that is none: what it is instead, and how to get one."""
     if (folder / "FORMAT").is_file():
         text = f"{folder} is a run, not an export; make one with: nested export {folder}"
     else:
         what = f"has no {ABOUT}" if folder.is_dir() else "is not there"
         text = f"{folder} {what}; `nested export RUN` writes an export and says where"
-    return UserError(text, key=str(folder), seen=str(folder))
+    return UserError(text, key="export", seen=str(folder))
 
 
 def sha256(data: bytes) -> str:
@@ -110,8 +136,10 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError where it cannot be read."""
     try:
-        return from_bytes(file.read_bytes())
+        return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}; export the run again", key=str(file)) from None
+        text = f"{file} cannot be read: {getattr(error, 'strerror', None) or error}; export the run again"
+        raise UserError(text, key="export", seen=str(file)) from None

@@ -147,9 +147,9 @@ def _language_model(found: exported.Export, device: str) -> Any:
     if vocabulary is None or outputs != vocabulary or not stream.get("per_position"):
         what = "images or numbers" if vocabulary is None else "tokens for another task than saying the next one"
         text = f"{found.path} reads {what}; a model that was trained on stream=text can generate"
-        raise UserError(text, key=str(found.path), seen=found.config["model"]["_target_"])
+        raise UserError(text, key="export", seen=found.config["model"]["_target_"])
     model = found.model(device)
     if not all(hasattr(model, name) for name in ("prepare", "features", "logits", "levels")):
-        text = f"{type(model).__name__} cannot be read token by token; model=ttt_e2e and its baselines, and hope, can"
-        raise UserError(text, key=str(found.path), seen=type(model).__name__)
+        text = f"{found.path} is a {type(model).__name__}, which cannot be read token by token; model=ttt_e2e and its "
+        raise UserError(text + "baselines, and hope, can", key="export", seen=type(model).__name__)
     return model

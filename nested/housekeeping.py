@@ -107,7 +107,7 @@ def _reason_to_keep(path: Path) -> str | None:
         rundir.check_format(path)
     except (NestedError, OSError):
         return "of a format that this version does not know"
-    if being_written(path):
+    if rundir.being_written(path):
         return "being written"
     return None if _status(path / "result.json") in ENDED else "not finished"
 
@@ -134,18 +134,7 @@ def _files(path: Path) -> Iterator[Path]:
 def unfinished(path: Path) -> bool:
     """Whether a run has begun, has not come to its end, and is not being written now: `nested resume` continues it."""
     begun = any((seed / "FORMAT").is_file() for seed in path.glob("seed-*"))
-    return begun and _status(path / "result.json") not in ENDED and not being_written(path)
-
-
-def being_written(path: Path) -> bool:
-    """Whether another process holds the run directory."""
-    if not (path / ".lock").exists():
-        return False
-    try:
-        with rundir.locked(path):
-            return False
-    except NestedError:
-        return True
+    return begun and _status(path / "result.json") not in ENDED and not rundir.being_written(path)
 
 
 def _status(file: Path) -> str | None:

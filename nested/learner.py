@@ -226,15 +226,15 @@ class Learner(L.LightningModule):
 
     def _diagnosis(self, what: str, step: int) -> str:
         """Which level holds what is not finite, in which experience and at which step."""
-        where = f"{what} in experience {self.cursor.experience}, step {step}"
+        where = f"experience {self.cursor.experience}, step {step}: {what}"
         mend = f"lower its rate or set trainer.clip_norm{self._smaller_eta()}"
         members = self.optimizer.members
         for name, params in members.items():
             if not all(bool(p.isfinite().all()) for p in params):
                 updates = self.optimizer.updates[name]
-                return f"{where}: parameters of level {name!r} are not finite after {updates} updates; {mend}"
+                return f"{where}; parameters of level {name!r} are not finite after {updates} updates; {mend}"
         largest = max(members, key=lambda n: max(float(p.detach().abs().max()) for p in members[n]))
-        return f"{where}: all parameters are finite, the largest are in level {largest!r}; {mend}"
+        return f"{where}; all parameters are finite, the largest are in level {largest!r}; {mend}"
 
     def _smaller_eta(self) -> str:
         """Where levels learn within sequences: that the outer gradient may have grown in their updates."""

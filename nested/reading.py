@@ -223,7 +223,8 @@ def load(path: Path, model: nn.Module) -> Reading:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        text = f"{path} cannot be read ({error}); a file that --state-out wrote is needed"
+        why = "it is no file" if not path.is_file() else getattr(error, "strerror", None) or error
+        text = f"{path} cannot be read ({why}); a file that --state-out wrote is needed"
         raise UserError(text, key="state", seen=str(path)) from None
     if about.get("format") != FORMAT or not {"model", "form"} <= set(about):
         text = f"{path} is no saved reading of format {FORMAT}; write it with --state-out"

@@ -190,9 +190,28 @@ def status(path: Path) -> str:
         return "contest" if (path / "contest.json").is_file() else "contest, unfinished"
     file = path / "result.json"
     if not file.is_file():
-        return "unfinished"
+        return _unfinished(path)
     result = read_json(file)
     return f"{result['status']}, {result['label']}, {counted(len(result['runs']), 'seed')}"
+
+
+def _unfinished(path: Path) -> str:
+    """Since when a run without a result has said nothing, and how it is continued; or that it is being written."""
+    if being_written(path):
+        return "being written"
+    last = max(file.stat().st_mtime for file in (path / "FORMAT", *path.glob("seed-*/events.jsonl")))
+    return f"unfinished since {time.strftime('%Y-%m-%d %H:%M', time.localtime(last))}; nested resume {path.name}"
+
+
+def being_written(path: Path) -> bool:
+    """Whether another process holds the run directory."""
+    if not (path / ".lock").exists():
+        return False
+    try:
+        with locked(path):
+            return False
+    except NestedError:
+        return True
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from nested.config import Config, compose
-from nested.dryrun import DryRun, dry_run, layers, updates
+from nested.dryrun import TIMED, DryRun, dry_run, layers, updates
 from nested.dryrun_view import duration, si
 from nested.errors import Diverged, UserError
 from nested.learner import Learner
@@ -233,6 +234,16 @@ def test_parameters_of_parts_that_are_not_called_count_for_the_one_around():
     ]
     assert model.training
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_long_step_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made, real = [], Learner.learn
+    monkeypatch.setattr(Learner, "learn", lambda self, rows: made.append(len(rows)) or real(self, rows))
+    for long, steps in ((math.inf, TIMED), (0.0, 1)):
+        monkeypatch.setattr("nested.dryrun.LONG", long)
+        made.clear()
+        assert dry_run(config(tmp_path, "method=joint")).step_seconds > 0
+        assert len(made) == steps
 
 
 def test_updates_by_hand():

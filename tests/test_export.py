@@ -16,7 +16,7 @@ from test_wheel import THEIRS
 from torch import nn
 
 import nested as package
-from nested import rundir
+from nested import exported, rundir
 from nested.config import Config, build, compose, from_dict
 from nested.errors import UserError
 from nested.evaluation import evaluate
@@ -332,11 +332,25 @@ def test_a_newer_format_names_its_cure(made: Path) -> None:
         package.load(made)
 
 
+def test_a_run_with_several_exports_names_them(plain: Path) -> None:
+    shutil.rmtree(plain / "seed-0" / "export", ignore_errors=True)
+    with pytest.raises(UserError, match="make one with: nested export"):
+        exported.find(plain.name, plain.parent)
+    for seed in (0, 1):
+        (plain / f"seed-{seed}" / "export").mkdir(parents=True)
+        (plain / f"seed-{seed}" / "export" / "export.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has 2 exports; give one's path: .*seed-0/export, .*seed-1/export"):
+        exported.find(plain.name, plain.parent)
+    assert exported.find(str(plain / "seed-1" / "export")) == plain / "seed-1" / "export"
+    assert exported.find(str(plain / "seed-0")) == plain / "seed-0" / "export"
+
+
 def test_a_run_is_no_export(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run, not an export; make one with: nested export"):
         package.load(plain)
-    with pytest.raises(UserError, match=r"has no export\.json"):
+    with pytest.raises(UserError, match=r"has no export\.json") as refused:
         package.load(tmp_path)
+    assert (refused.value.key, str(refused.value).count(str(tmp_path))) == ("export", 1)
     with pytest.raises(UserError, match="is not there"):
         package.load(tmp_path / "nowhere")
 
@@ -385,6 +399,6 @@ def test_the_verbs(trained: Callable[[str], Path], tmp_path: Path) -> None:
     assert "equal to the last row of the run's matrix" in done("eval", to).out
     told = done("eval", to, "evaluate.parts=[test]", "--json").object
     assert (told["repeats"], told["parts"]["test"]["sum"]) == (True, judged(path)[0])
-    wrong = nested("eval", str(path), "--json")
+    wrong = nested("eval", str(tmp_path), "--json")
     assert (wrong.code, "nested export" in wrong.object["error"]) == (2, True)
     assert nested("export", "nosuch", "--runs", str(path.parent)).code == 2

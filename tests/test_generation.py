@@ -81,6 +81,22 @@ def test_a_saved_state_goes_on_where_it_stood(folder, capsys, tmp_path) -> None:
     assert several["texts"] == second["texts"] * 3
 
 
+def test_the_run_of_an_export_can_be_named_in_its_place(folder, capsys) -> None:
+    runs, ask = folder.parent / "runs", ("--prompt", "a text", "--tokens", "5")
+    made = next(runs.iterdir())
+    assert "make one with: nested export" in refused(capsys, made.name, "--runs", str(runs), *ask)
+    export(made)
+    by_path = generated(capsys, str(folder), *ask)
+    for name in (made.name[:12], str(made)):
+        assert generated(capsys, name, "--runs", str(runs), *ask)["texts"] == by_path["texts"]
+    assert "no export or run 'nosuch'" in refused(capsys, "nosuch", "--runs", str(runs), *ask)
+
+
+def test_updates_are_not_kept_for_a_state_that_is_thrown_away(folder, capsys) -> None:
+    told = refused(capsys, str(folder), "--prompt", "a", "--keep", "2")
+    assert "with --state-out, or leave --keep out" in told
+
+
 def test_updates_that_were_kept_can_be_undone(folder, capsys, tmp_path) -> None:
     state = str(tmp_path / "state.safetensors")
     generated(capsys, str(folder), "--prompt", "a text of words", "--tokens", "0", "--state-out", state, "--keep", "3")
@@ -132,6 +148,15 @@ def test_the_text_is_shown_as_it_is_written(folder, capsys) -> None:
     told = capsys.readouterr()
     assert told.out.strip("\n")
     assert "6 tokens read, 1 updates" in told.err
+    assert " to " not in told.err
+
+
+def test_how_far_the_weights_of_several_samples_moved_is_told_of_all(folder, capsys) -> None:
+    ask = (str(folder), "--prompt", "a text", "--tokens", "20", "--samples", "3")
+    moved = generated(capsys, *ask)["shift_norm"]
+    with pytest.raises(SystemExit):
+        main(["generate", *ask])
+    assert f"weights moved by {min(moved):.3g} to {max(moved):.3g}" in capsys.readouterr().err
 
 
 def test_wrong_input_is_one_line(folder, capsys, tmp_path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from nested import rundir
-from nested.housekeeping import being_written, clean, size, survey, unfinished
+from nested.housekeeping import clean, size, survey, unfinished
 
 DEAD = 2**22 + 1  # above any process id that Linux gives
 
@@ -80,11 +80,11 @@ def test_applied_it_removes_older_checkpoints_of_finished_seeds_and_leftovers(ru
 def test_a_run_that_is_being_written_is_left_alone(runs: Path):
     before = files(runs / "a-done")
     with rundir.locked(runs / "a-done"):
-        assert being_written(runs / "a-done")
+        assert rundir.being_written(runs / "a-done")
         done = clean(runs, apply=True)
     assert files(runs / "a-done") == before
     assert done.runs[0].kept == "being written"
-    assert not being_written(runs / "a-done")
+    assert not rundir.being_written(runs / "a-done")
 
 
 def test_a_file_of_a_living_process_is_left_alone(runs: Path):

@@ -13,6 +13,7 @@ from small_run import begin, end, train
 
 from nested import claims, report
 from nested.config import Config, compose
+from nested.cost import step_flops
 from nested.errors import Diverged, UserError
 from nested.evaluation import evaluate
 from nested.export import export
@@ -354,6 +355,25 @@ def test_a_step_in_parts_is_the_same_step(texts, tmp_path):
     assert parts.cursor.loss_sum == pytest.approx(whole.cursor.loss_sum, rel=1e-12)
     for a, b in zip(whole.model.parameters(), parts.model.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_operations_are_counted_as_a_step_computes_them(texts, tmp_path):
+    """In parts no fewer; and what is computed again in the backward pass is counted again."""
+
+    def flops(*more: str) -> int:
+        made = learner(texts, tmp_path, *TTT_E2E, *more)
+        return step_flops(made, made.fetch(made.examples, torch.arange(8)))
+
+    whole, once, twice = (flops(f"model.checkpoint={how}") for how in ("none", "chunk", "group"))
+    assert whole == flops("trainer.micro_batch=3")
+    assert 0 < once - whole == twice - once < whole / 3  # one more forward pass each
+
+
+def test_parts_of_a_step_are_counted_once_for_each_size(texts, tmp_path, monkeypatch):
+    made, counted = learner(texts, tmp_path, *TTT_E2E, "trainer.micro_batch=3"), []
+    monkeypatch.setattr(made, "loss", lambda batch: counted.append(len(batch.y)) or made.nll(batch.x, batch.y).mean())
+    step_flops(made, made.fetch(made.examples, torch.arange(8)))
+    assert counted == [3, 2]
 
 
 def test_a_warm_up_that_the_model_cannot_be_told_of_is_refused(texts, tmp_path):

@@ -236,7 +236,7 @@ def test_weights_that_are_lost_in_the_last_step_are_noticed(go: Go, monkeypatch:
     result = go("stream.n_experiences=5", "trainer.epochs=1", "method=joint", "trainer.batch_size=80")
     assert result.runs[0]["cost"]["steps"] == 17
     assert result.status == "diverged"
-    assert "NaN in evaluation in experience 0, step 17" in result.problems[0]
+    assert "experience 0, step 17: outputs are NaN in evaluation" in result.problems[0]
 
 
 def test_a_finished_run_is_not_trained_again(go: Go) -> None:

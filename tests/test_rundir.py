@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_a_checkpoint_cannot_carry_code(tmp_path: Path) -> None:
     directory.save_checkpoint({"bad": Path("x")}, keep=2)
     with pytest.raises(Exception, match="Weights only"):
         directory.load_checkpoint()
+
+
+def test_an_unfinished_run_says_since_when_and_how_it_is_continued(tmp_path: Path) -> None:
+    run = rundir.create(tmp_path, "digits", {})
+    SeedDir.open(run / "seed-0", {}).metrics(1, {"a": 1.0})
+    heard = time.mktime((2031, 2, 3, 4, 5, 0, 0, 0, -1))
+    os.utime(run / "seed-0" / "events.jsonl", (heard, heard))
+    assert rundir.status(run) == f"unfinished since 2031-02-03 04:05; nested resume {run.name}"
+    with rundir.locked(run):
+        assert rundir.status(run) == "being written"
 
 
 def test_two_writers_are_refused(tmp_path: Path) -> None:

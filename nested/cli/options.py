@@ -15,6 +15,9 @@ ConfigDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="end with one JSON object on standard output")]
 Runs = Annotated[str, typer.Option("--runs", help="directory of run directories")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="an id, a path, or the beginning of an id")]
+ExportName = Annotated[
+    str, typer.Argument(metavar="EXPORT|RUN", help="the folder that `nested export` wrote, or the run it is of")
+]
 
 Names = Annotated[list[str], typer.Argument(metavar="RUN...", help="ids, paths, or beginnings of ids")]
 Out = Annotated[str | None, typer.Option("--out", help="file of the page")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nested.cli.options import ConfigDir, Json, Names, Out, RunName, Runs
+from nested.cli.options import ConfigDir, ExportName, Json, Names, Out, RunName, Runs
 from nested.cli.output import emit, say, show
 
 
@@ -120,22 +120,24 @@ def export(
 
 
 def evaluate(
-    folder: Annotated[str, typer.Argument(metavar="EXPORT", help="what `nested export` wrote")],
+    name: ExportName,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[stream=choice] [stream.key=value]", help="by default as it was run")
     ] = None,
+    runs: Runs = "runs",
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
     """Judge an exported model on a stream, its own or another one that fits."""
+    from nested import exported
     from nested.evaluation import evaluate as judge
 
-    found = judge(folder, overrides or [], config_dir)
+    found = judge(exported.find(name, runs), overrides or [], config_dir)
     emit(**found.as_dict()) if as_json else show(found)
 
 
 def generate(
-    folder: Annotated[str, typer.Argument(metavar="EXPORT", help="a language model that `nested export` wrote")],
+    name: ExportName,
     prompt: Annotated[str | None, typer.Option(help="text to go on from")] = None,
     file: Annotated[str | None, typer.Option(help="file to read first, before the prompt")] = None,
     tokens: Annotated[int, typer.Option(min=0, help="how many to write")] = 200,
@@ -151,18 +153,23 @@ def generate(
     undo: Annotated[
         int, typer.Option(min=0, help="last updates of --state-in to undo first; later text is unread")
     ] = 0,
+    runs: Runs = "runs",
     as_json: Json = False,
 ) -> None:
     """Read a text with an exported language model, which learns as it reads, and write on."""
+    from nested import exported
     from nested.errors import UserError
     from nested.generation import Asked, Writer, target, text_of
 
     if undo and not state_in:
         raise UserError("there is nothing to undo; give the state with --state-in", key="undo", seen=undo)
+    if keep and not state_out:
+        text = "what is kept is written with the state; name its file with --state-out, or leave --keep out"
+        raise UserError(text, key="keep", seen=keep, allowed=0)
     state_file = target(state_out) if state_out else None
     asked = Asked(tokens, temperature, top_p, samples, seed, frozen, keep, shift_norm, undo)
     text = text_of(file, prompt)
-    writer = Writer(Path(folder).expanduser(), asked)
+    writer = Writer(exported.find(name, runs), asked)
     if state_in:
         writer.restore(Path(state_in).expanduser())
     writer.read(text, say)
@@ -178,5 +185,6 @@ def generate(
         return
     show("\n" if samples == 1 else "\n\n".join(f"-- {i}\n{text}" for i, text in enumerate(written)))
     about = writer.about()
-    moved = max(about["shift_norm"])
-    say(f"{about['tokens_read']} tokens read, {about['updates']} updates; weights moved by {moved:.3g}")
+    least, most = (f"{norm(about['shift_norm']):.3g}" for norm in (min, max))
+    moved = most if least == most else f"{least} to {most}"
+    say(f"{about['tokens_read']} tokens read, {about['updates']} updates; weights moved by {moved}")

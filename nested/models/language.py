@@ -17,7 +17,7 @@ Shapes: B batch, T tokens, C tokens of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -42,6 +42,8 @@ Size = Annotated[int, Bound(ge=1)]
 Carry = tuple[Any, ...]  # of each block, what its mixer holds
 FAST = ("blocks.*.prime.mlp.w?.weight", "blocks.*.feedforward.mlp.w?.weight")  # what may have fast weights
 STD = 0.02  # of initial weights
+EMBEDDING, BLOCK = "embedding.weight", "blocks.0.feedforward.mlp.w1.weight"  # in every model of this kind
+TOLD = 3  # parameters in a message
 LOGITS = 2**25  # numbers: more of them are computed again in the backward pass, some tokens at a time
 
 
@@ -285,24 +287,42 @@ def load_weights(model: LanguageModel, export: Path) -> None:
     Their last norm is scaled by 0, and learns first. Raises UserError for a folder that holds no such weights, and for
     weights of other names or shapes.
     """
-    from safetensors.torch import load_file
+    from nested.exported import WEIGHTS, no_export, read_weights
 
-    file = export / "model.safetensors"
-    if not file.is_file():
-        text = f"{file} is not there; the folder that nested export wrote is needed"
-        raise UserError(text, key="model.warm_start", seen=str(export))
-    given, own = load_file(file), model.state_dict()
+    try:
+        if not (export / WEIGHTS).is_file():
+            raise no_export(export)
+        given, own = read_weights(export / WEIGHTS), model.state_dict()
+    except UserError as error:
+        raise error.at("model.warm_start") from None
     new = [name for name in own if name not in given and ".prime." not in name]
     odd = [name for name in given if name not in own or given[name].shape != own[name].shape]
     if new or odd:
-        name = (new or odd)[0]
-        shapes = [tuple(t[name].shape) if name in t else "absent" for t in (given, own)]
-        text = f"{name} is {shapes[0]} there and {shapes[1]} here; all but prime MLPs must be the same"
+        text = f"{export} does not fit: {_difference(given, own, (*odd, *new))}"
         raise UserError(text, key="model.warm_start", seen=str(export))
     model.load_state_dict(given, strict=False)
     for name, p in model.named_parameters():
         if name not in given and name.endswith(".prime.post_norm.weight"):
             nn.init.zeros_(p)
+
+
+def _difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Sequence[str]) -> str:
+    """Sizes in which weights differ from the model's own or, where these are equal, parameters of different shapes."""
+    if EMBEDDING not in given or BLOCK not in given:
+        held = ", ".join(f"{name} {tuple(w.shape)}" for name, w in list(given.items())[:TOLD])
+        needed = " and ".join(f"{name} {tuple(own[name].shape)}" for name in (EMBEDDING, BLOCK))
+        return f"it holds {held} and so on, and {needed} are needed; take the export of a language model of this kind"
+    then, now = _sizes(given), _sizes(own)
+    sizes = [f"{name} is {then[name]} there and {now[name]} here" for name in now if then[name] != now[name]]
+    shapes = [[tuple(t[name].shape) if name in t else "absent" for t in (given, own)] for name in names[:TOLD]]
+    said = sizes or [f"{name} is {a} there and {b} here" for name, (a, b) in zip(names, shapes)]
+    return f"{', '.join(said)}; all but prime MLPs must be the same"
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    (vocabulary, width), hidden = weights[EMBEDDING].shape, len(weights[BLOCK])
+    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    return {"vocabulary": vocabulary, "model.width": width, "model.depth": depth, "model.hidden": hidden}
 
 
 def _check_outputs(n_outputs: int, vocabulary: int | None, per_position: bool) -> None:

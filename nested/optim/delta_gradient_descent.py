@@ -138,7 +138,8 @@ class DeltaGradientDescent(Rule):
     says by name which and why. A layer called several times per step has the inputs of all its calls. The chunk form
     also learns from gradients gathered over several backward passes, with the inputs of all of them, which are kept
     until then. Raises UserError without a model, for a value outside these ranges, for a served layer that has a
-    gradient but no inputs, and for gathered gradients in the per_sample form.
+    gradient but no inputs (as where `nested.recompute` computes it again), and for gathered gradients in the per_sample
+    form.
     """
 
     def __init__(
@@ -258,9 +259,9 @@ def _missing(capture: Capture) -> str:
     """Why nothing is known of a layer's inputs, and what to do."""
     if not capture.elsewhere:
         return "its layer was not called: its weights are used elsewhere; give it a level with another optimizer"
-    text = "those of its layer's outputs come in other backward passes, where a part of the model is computed again and "
-    text += "which cannot be told from inner gradients; take checkpoint=none (model.checkpoint), or give it a level with "
-    return text + "another optimizer"
+    text = "its layer's outputs had theirs in a backward pass within that one, where a part of the model is computed "
+    text += "again; there they cannot be told from inner gradients: take checkpoint=none (model.checkpoint), or give "
+    return text + "it a level with another optimizer"
 
 
 Owner = tuple[str, nn.Module, str]  # a module's name, the module, the parameter's name in it

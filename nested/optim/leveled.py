@@ -20,6 +20,7 @@ from nested.optim.delta_momentum import DeltaMomentum, Turn, step_together
 from nested.optim.schedule import rate_factor
 from nested.settings import Schedule
 from nested.signature import accepts, build
+from nested.wording import counted
 
 PATIENCE = 10  # non-finite gradients in a row that end the run
 
@@ -118,8 +119,10 @@ class Leveled(torch.optim.Optimizer):
                 for n, ps in self.members.items()
                 if any(p.grad is not None and not p.grad.isfinite().all() for p in ps)
             ]
+            last, updates = self.tick + self.skipped, self.updates[bad[0]]
             raise Diverged(
-                f"level {bad[0]!r}: its gradient was not finite {PATIENCE} times in a row, last after step {self.tick}"
+                f"level {bad[0]!r}: its gradient was not finite in {PATIENCE} steps in a row, {last - PATIENCE + 1} to "
+                f"{last}, after {counted(updates, 'update')}"
             )
         self.zero_grad()
         return False

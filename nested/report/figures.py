@@ -30,6 +30,7 @@ from nested.report.drawing import (
 )  # fmt: skip
 from nested.report.heatmap import CELLS, Limits
 from nested.report.records import Array, visible
+from nested.report.wording import IN_EACH
 
 AT_ONCE = " (at once)"  # learned all experiences together
 LINES = 24  # up to here every experience has a line of its own
@@ -58,7 +59,7 @@ class Bar:
 
     label: str
     parameters: float
-    updates: float
+    updates: float | None  # None: it learns in each sequence anew
 
 
 @drawn
@@ -177,10 +178,10 @@ def level_bars(runs: Sequence[tuple[str, int, Sequence[Bar]]]) -> Any:
     return figure
 
 
-def _bar(axes: Any, row: int, value: float, slot: int) -> None:
-    axes.barh(row, value, color=colour(slot), height=0.7)
+def _bar(axes: Any, row: int, value: float | None, slot: int) -> None:
+    axes.barh(row, value or 0, color=colour(slot), height=0.7)
     place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
-    axes.annotate(f"{value:,.0f}", (value, row), fontsize=8, **place)
+    axes.annotate(IN_EACH if value is None else f"{value:,.0f}", (value or 0, row), fontsize=8, **place)
 
 
 def short_count(value: float) -> str:

@@ -292,18 +292,15 @@ def _evaluations(run: Run) -> tuple[dict[str, Any], Array] | None:
 
 
 def _levels(group: Group, panel: Draw) -> Iterator[str]:
-    runs = [
-        (label, slot, [_bar(level) for level in run.levels if on_stream(level)])
-        for run, slot, label in group.members
-        if run.levels
-    ]
+    runs = [(label, slot, [_bar(level) for level in run.levels]) for run, slot, label in group.members if run.levels]
     if 0 < sum(len(bars) for *_, bars in runs) <= BARS:
         yield panel("levels", figures.level_bars(runs), f"Parameters and updates per level, {group.title}")
 
 
 def _bar(level: dict[str, Any]) -> Bar:
-    label = f"{level.get('name')}, every {every(level.get('period'), 'step')}"
-    return Bar(label, number(level.get("parameters")) or 0, number(level.get("updates")) or 0)
+    stream = on_stream(level)
+    label = f"{level.get('name')}, every {every(level.get('period'), 'step' if stream else 'token')}"
+    return Bar(label, number(level.get("parameters")) or 0, number(level.get("updates")) or 0 if stream else None)
 
 
 def _limits(group: Group, below: bool = False) -> Limits:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nested.report.groups import Group, Member, grouped, text_of, varied
 from nested.report.records import METRICS, Run, mean_of, on_stream, visible
 from nested.report.wording import (
+    IN_EACH,
     NONE,
     count,
     every,
@@ -204,7 +205,7 @@ def levels(group: Group) -> Grid | None:
                     Cell(every(period, "step" if stream else "token"), period),
                     Cell(count(size), size),
                     Cell(NONE if share is None else f"{share:.1%}", share),
-                    Cell(count(level.get("updates")) if stream else "in each sequence", level.get("updates")),
+                    Cell(count(level.get("updates")) if stream else IN_EACH, level.get("updates")),
                     *(Cell(NONE if rate is None else f"{rate:g}", rate) for rate in (outer, inner)),
                 )
             )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from nested.report.records import Run, mean_of, visible
 
 NONE = "–"
+IN_EACH = "in each sequence"  # updates of a level on the token clock
 HEADINGS = {
     "learning_acc": "learning accuracy",
     "acc": "ACC",

@@ -315,12 +315,27 @@ def test_a_warm_start_extends_to_a_longer_text_and_a_window(tmp_path: Path) -> N
 
 
 def test_a_warm_start_from_something_else_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match=r"model.warm_start: .* has no export.json"):
         small(warm_start=str(tmp_path))
-    with pytest.raises(UserError, match=r"is \(12, 8\) there and \(12, 16\) here"):
-        small(width=16, warm_start=exported(small().float(), tmp_path))
-    with pytest.raises(UserError, match=r"prime.* is .* there and absent here"):
-        small(prime=0, warm_start=exported(small().float(), tmp_path))
+    here = exported(small().float(), tmp_path)
+    for more, said in (
+        ({"width": 16, "hidden": 9}, "model.width is 8 there and 16 here, model.hidden is 12 there and 9 here"),
+        ({"depth": 4}, "model.depth is 3 there and 4 here"),
+        ({"heads": 4}, r"blocks.0.mixer.key_norm.weight is \(4,\) there and \(2,\) here"),
+        (
+            {"mixer": lambda width, heads: LSTMMemory(width)},
+            r"blocks.0.mixer.key.weight is \(8, 8\) there and absent here",
+        ),
+        ({"prime": 0}, r"prime.* is .* there and absent here"),
+    ):
+        with pytest.raises(UserError, match=f"{said}.*; all but prime MLPs must be the same"):
+            small(warm_start=here, **more)
+    save_file({"head.weight": torch.zeros(3, 4)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"it holds head.weight \(3, 4\) and so on, and embedding.weight \(11, 8\) and"):
+        small(warm_start=here)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"model.warm_start: .* cannot be read"):
+        small(warm_start=here)
 
 
 def test_wrong_input_is_named() -> None:

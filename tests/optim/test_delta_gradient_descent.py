@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from language_models import reading, small, some
 from small_run import begin, equal, small_learner, train, weights, whole
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -326,6 +327,15 @@ def test_a_layer_whose_weight_is_used_without_calling_it_is_an_error():
     optimizer = of(net)
     F.linear(batch()[0], net.first.weight).sum().backward()
     with pytest.raises(UserError, match=r"'first\.weight' has a gradient, but its layer was not called"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["chunk", "group"])
+def test_a_layer_that_is_computed_again_in_the_backward_pass_is_an_error_that_says_so(how):
+    model, tokens = small(reading(), checkpoint=how), some(13)
+    optimizer = of(model)
+    model.nll(tokens[:, :-1], tokens[:, 1:]).mean().backward()
+    with pytest.raises(UserError, match=r"'blocks.*' has a gradient, .* computed again; .* take checkpoint=none"):
         optimizer.step()
 
 

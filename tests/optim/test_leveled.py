@@ -137,6 +137,21 @@ def test_a_step_that_is_not_finite_moves_no_clock_and_is_counted() -> None:
         engine.step()
 
 
+def test_ten_steps_that_are_not_finite_are_named_as_they_were_counted() -> None:
+    net = model()
+    engine = two_levels(net, 2)
+
+    def step(value: float) -> None:
+        gradients(net, 1)
+        net[0].weight.grad[0, 0] = value  # type: ignore[index]
+        engine.step()
+
+    for value in (1.0, 1.0, float("nan"), 1.0, *[float("inf")] * 9):
+        step(value)
+    with pytest.raises(Diverged, match=r"level 'fast': .* in 10 steps in a row, 5 to 14, after 3 updates"):
+        step(float("nan"))
+
+
 def test_large_finite_gradients_are_not_called_infinite() -> None:
     net = nn.Linear(2, 1)
     engine = leveled([Level("all", "rest")], net, {"_target_": "torch.optim.SGD", "lr": 1e-30})

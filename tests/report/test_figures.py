@@ -147,6 +147,12 @@ def test_bars_have_the_lengths_of_their_levels():
     assert texts(figure.axes[0]) == ["run", "100", "50"]
 
 
+def test_a_level_that_learns_in_each_sequence_has_no_number_of_updates():
+    figure = figures.level_bars([("run", 2, [Bar("all", 100, 8), Bar("reading", 50, None)])])
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [100, 50]
+    assert texts(figure.axes[1]) == ["8", "in each sequence"]
+
+
 def test_axes_of_accuracies_end_at_0_and_1_whatever_the_intervals():
     series = Series("a", 0, np.arange(2.0), np.array([0.5, 0.6]), np.array([4.0, 4.0]))
     assert figures.over_stream([series], "x", "y", None, bounded=True).axes[0].get_ylim() == (-0.02, 1.02)

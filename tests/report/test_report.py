@@ -175,6 +175,7 @@ def test_a_level_on_the_token_clock_is_named_and_counts_no_parameter_twice(tmp_p
         ("slow", "8 steps", "23.5%", "100", "0.1", "–"),
         ("reading", "4 tokens", "–", "in each sequence", "–", "0.05"),
     ]
+    assert "reading, every 4 tokens" in page.svg_text
     assert "gradient descent within a sequence" in page.text
     assert "within a sequence" not in render(tmp_path, fake_run(tmp_path, "plain")).text
 
