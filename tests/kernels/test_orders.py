@@ -101,8 +101,8 @@ def regions(f: Function) -> dict[str, Function]:
     }
 
 
-def test_no_transform_of_compiled_code_hides_an_op_from_autograd_outside(monkeypatch) -> None:
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)  # which would be another reason to refuse
+@torch._functorch.config.patch(donated_buffer=False)  # which would be another reason to refuse
+def test_no_transform_of_compiled_code_hides_an_op_from_autograd_outside() -> None:
     x = drawn(Heads, Heads, Heads)
     for name, region in regions(partial(attend, backend="reference")).items():
         torch._dynamo.reset()
