@@ -1,4 +1,7 @@
-"""A run rehearsed: everything is built, each experience makes one training step, and nothing is written."""
+"""A run rehearsed: everything is built, each experience makes one training step, and nothing is written.
+
+Of a long step that is differentiated in parts (`trainer.micro_batch`), one part is made.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +141,7 @@ def _rehearse(config: Config, seed: int, stream: Stream, plan: Plan) -> tuple[fl
         learner.optimizer.start_experience(plan.steps_of(whole), plan.total_steps)
         learner.method.before_experience(learner, experience)
         for _ in range(TIMED if len(plan.curriculum) < TIMED else 1):
-            seconds.append(_step(learner, config.trainer.batch_size))
+            seconds.append(_step_seconds(learner, config.trainer.batch_size))
             if seconds[-1] > LONG:
                 break
         learner.optimizer.end_experience()
@@ -161,9 +164,19 @@ def _thin(e: Experience, config: Config, seed: int) -> Experience:
     return replace(e, train=e.train.subset(rows), **judged)
 
 
-def _step(learner: Learner, batch_size: int) -> float:
+def _step_seconds(learner: Learner, batch_size: int) -> float:
+    """Seconds of one step. Where it is made in parts and would be long, one part stands for all of them."""
+    size = min(batch_size, len(learner.examples))
+    if learner.micro_batch is not None and learner.micro_batch < size:
+        whole = size / learner.micro_batch * _step(learner, learner.micro_batch)
+        if whole > LONG:
+            return whole
+    return _step(learner, size)
+
+
+def _step(learner: Learner, examples: int) -> float:
     begin = time.perf_counter()
-    learner.learn(torch.arange(min(batch_size, len(learner.examples))))
+    learner.learn(torch.arange(examples))
     return time.perf_counter() - begin
 
 

@@ -28,9 +28,10 @@ from nested.signature import build
 
 if TYPE_CHECKING:
     from nested.learner import Learner
-    from nested.streams.stream import Stream
+    from nested.streams.stream import Batch, Stream
 
 ELSEWHERE = ("tracking", "checkpoint", "runs", "seeds")  # of the config: about the machine and the run, not the model
+COMPARED = 64  # examples of each experience; sequences of text one by one
 
 
 def export(run: Path, seed: int | None = None, to: Path | None = None) -> Path:
@@ -192,13 +193,20 @@ def _check_equal(learner: Learner, model: nn.Module) -> None:
     """Raise UserError where the model by itself does not answer as the run judged it: a view we cannot write."""
     learner.model.eval()
     for experience in learner.stream.experiences:
-        x, _, _ = learner.fetch(experience.test, torch.arange(min(64, len(experience.test))))
-        with next(iter(learner.method.views().values())):
-            judged = learner.model(x)
-        if not torch.equal(judged, model(x)):
-            text = f"the model alone does not answer as {type(learner.method).__name__} judges it"
-            mend = "let the method's `exported` put into the model what its main view adds"
-            raise UserError(f"{text}: {mend}", key="method._target_", seen=experience.name)
+        for rows in torch.arange(min(COMPARED, len(experience.test))).split(1 if learner.stream.language else COMPARED):
+            batch = learner.fetch(experience.test, rows)
+            with next(iter(learner.method.views().values())):
+                judged = _answers(learner, learner.model, batch)
+            if not torch.equal(judged, _answers(learner, model, batch)):
+                text = f"the model alone does not answer as {type(learner.method).__name__} judges it"
+                mend = "let the method's `exported` put into the model what its main view adds"
+                raise UserError(f"{text}: {mend}", key="method._target_", seen=experience.name)
+
+
+def _answers(learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
+    """What a model is judged by: the losses of a text where it gives them, as its outputs may not fit into memory."""
+    own = getattr(model, "nll", None) if learner.stream.language else None
+    return model(batch.x) if own is None else own(batch.x, batch.y)
 
 
 def _write(target: Path, weights: dict[str, Tensor], config: dict[str, Any], about: dict[str, Any]) -> None:

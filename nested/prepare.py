@@ -95,8 +95,11 @@ def _of_each_shape(stream: Stream) -> list[Examples]:
 
 
 def _check_shape(config: Config, learner: Learner, examples: Examples) -> None:
-    """Raise UserError for outputs of another shape than the targets of one small batch need."""
-    x, y, _ = learner.fetch(examples, torch.arange(min(2, len(examples))))
+    """Raise UserError for outputs of another shape than the targets of one small batch need.
+
+    That is one sequence of text, whose outputs alone may be gigabytes, or two examples of anything else.
+    """
+    x, y, _ = learner.fetch(examples, torch.arange(min(1 if learner.stream.language else 2, len(examples))))
     with torch.no_grad():
         out = learner.model(x)
         if learner.stream.language:

@@ -244,6 +244,9 @@ def test_a_long_step_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         made.clear()
         assert dry_run(config(tmp_path, "method=joint")).step_seconds > 0
         assert len(made) == steps
+    made.clear()
+    dry_run(config(tmp_path, "method=joint", "trainer.micro_batch=2"))
+    assert made == [2]  # one part of it
 
 
 def test_updates_by_hand():
