@@ -7,10 +7,12 @@ the largest.
 Memory: the peak of one outer step's resident memory above that before it, in a process of its own: without any switch,
 with each alone (chunks computed again; groups of them; the lower blocks in segments; a batch differentiated sequence by
 sequence) and with several together. Other rows are without one thing that is always on: keys and values as a list (off:
-joined to one window after each chunk), the first suffix attention outside of the inner loop, and attention for a block
-of queries at a time (off: all scores at once, at short contexts, since it takes tokens squared). The process reads its
-resident memory (VmRSS) before the step, has Linux forget its earlier peak (clear_refs) and reads the new one (VmHWM)
-after it: the peak that getrusage tells is taken over from the process that started it.
+joined to one window after each chunk, which is what a chunk that is computed again keeps), the first suffix attention
+outside of the inner loop, and attention for a block of queries at a time (off: all scores at once, at short contexts,
+since it takes tokens squared). Its window holds 8 chunks of 64 tokens: chunks of up to 16 are one block of queries, and
+a window of few chunks is no larger than what a list of them holds. The process reads its resident memory (VmRSS) before
+the step, has Linux forget its earlier peak (clear_refs) and reads the new one (VmHWM) after it: the peak that getrusage
+tells is taken over from the process that started it.
 
 Budget: half an hour of one core. Numbers: reports/ttt_e2e_cost.json.
 Run: .venv/bin/python experiments/ttt_e2e_cost.py
@@ -32,6 +34,7 @@ WINDOW, CHUNK, WIDTH, BLOCKS = 64, 16, 128, 4
 WINDOWS = [4, 16, 64]  # contexts, in windows
 ROUNDS, DECODED = 7, 32
 CONTEXTS = [1024, 2048, 4096, 8192]  # tokens, of the memory table
+WIDE, LONG = 512, 64  # its window and chunk
 BATCH, PRIME = 2, 2  # sequences of its step; blocks that learn, the second with its attention inside of the inner loop
 SEGMENTS: dict[str, Any] = {"segment": 512}
 SWITCHES: dict[str, tuple[dict[str, Any], int]] = {  # of the model; sequences differentiated at once
@@ -45,23 +48,23 @@ SWITCHES: dict[str, tuple[dict[str, Any], int]] = {  # of the model; sequences d
     "groups again, segments, micro-batch": ({"checkpoint": "group", **SEGMENTS}, 1),
 }
 WITHOUT = {  # the longest context of each
-    "nothing, without the list of keys and values": 8192,
+    "each chunk again, without the list of keys and values": 8192,
     "nothing, without attention outside of the loop": 8192,
     "nothing, without blocks of queries": 2048,
 }
 
 
-def model_of(reads: bool, window: int | None = WINDOW, **switches: Any) -> Any:
+def model_of(reads: bool, window: int | None = WINDOW, chunk: int = CHUNK, **switches: Any) -> Any:
     """TTT-E2E, or the same blocks without its level."""
     from nested.levels import Level
     from nested.signature import build
 
-    level = Level("reading", ("*.prime.mlp.*",), CHUNK, "token", gather="mean", eta=1.0, clip_norm=1.0)
+    level = Level("reading", ("*.prime.mlp.*",), chunk, "token", gather="mean", eta=1.0, clip_norm=1.0)
     mixer = {"_target_": "nested.memory.window_attention.WindowAttention", "window": window}
     return build(
         {"_target_": "nested.models.language.LanguageModel", "mixer": mixer, "width": WIDTH, "depth": BLOCKS,
          "heads": 4, "hidden": 2 * WIDTH, "prime": int(reads), **switches},
-        "model", sample_shape=(CHUNK,), n_outputs=256, vocabulary=256, per_position=True,
+        "model", sample_shape=(chunk,), n_outputs=256, vocabulary=256, per_position=True,
         token_levels=(level,) if reads else (),
     )  # fmt: skip
 
@@ -117,7 +120,8 @@ def _step(switch: str, tokens: int) -> tuple[float, float]:
     torch.manual_seed(0)
     what, _, without = switch.partition(", without ")
     switches, at_once = SWITCHES[what]
-    model, text = model_of(True, **{"prime": PRIME, **switches}), torch.randint(256, (BATCH, tokens + 1))
+    model = model_of(True, WIDE, LONG, **{"prime": PRIME, **switches})
+    text = torch.randint(256, (BATCH, tokens + 1))
     if without:
         _leave_out(model, without)
 
@@ -125,7 +129,7 @@ def _step(switch: str, tokens: int) -> tuple[float, float]:
         for part in text.split(at_once):  # as the trainer does with trainer.micro_batch
             (len(part) / BATCH * model.nll(part[:, :-1], part[:, 1:]).mean()).backward()
 
-    step(text[:, : 2 * CHUNK + 1])  # libraries are loaded, gradients are there
+    step(text[:, : 2 * LONG + 1])  # libraries are loaded, gradients are there
     before, begun = resident("VmRSS"), time.perf_counter()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
     step(text)

@@ -1,8 +1,9 @@
 """The published 125M shape on a GPU: seconds and peak memory of a training step and of prefill, at 8K to 32K tokens.
 
 TTT-E2E beside full attention, a sliding window, Mamba-2 and Gated DeltaNet, on random tokens (time does not depend on
-what they say). Before anything is timed it is checked, on a small shape on the same device: the outer gradient is the
-second-order one, at rate 0 TTT-E2E is the sliding window, and a reading in pieces is the reading at once.
+what they say). Before anything is timed it is checked, on small shapes on the same device. In float64 the outer
+gradient is the second-order one, at rate 0 TTT-E2E is the sliding window, and a reading in pieces is the reading at
+once. With the kernels and the precision that are timed, the outer gradient is that of float64.
 
 An arm that runs out of memory has no number, and says so. Rows are kept one by one in reports/ttt_e2e_gpu.json.
 Run: .venv/bin/python experiments/ttt_e2e_gpu.py [--tiny] [--device cuda]   (--tiny: the script itself, on any machine)
@@ -35,6 +36,7 @@ ARMS: dict[str, dict[str, Any]] = {
 SHAPE = {"width": 768, "depth": 12, "heads": 12}
 TINY = {"width": 32, "depth": 4, "heads": 2, "hidden": 32}
 REPEATS = 3
+OFF = {"float32": 1e-3, "bfloat16": 0.5}  # relative error of the outer gradient, at most; first order's is .99
 
 
 def model_of(arm: str, length: int, tiny: bool) -> Any:
@@ -59,12 +61,10 @@ def check(device: str) -> None:
     from nested.inner import initial_state, read
     from nested.second_order import check_outer_gradient, read_losses
 
-    torch.manual_seed(0)
-    model = model_of("TTT-E2E", 64, tiny=True).to(device).double()
-    with torch.no_grad():
+    model, tokens = small(64, device)
+    with torch.no_grad():  # its updates shall move it far
         for p in model.parameters():
             p *= 10 if p.ndim > 1 else 1
-    tokens = torch.randint(64, (2, 65), device=device)
     x, y = tokens[:, :-1], tokens[:, 1:]
     as_timed = torch.autograd.grad(model.nll(x, y).mean(), list(model.parameters()))
     model.checkpoint, model.segment = "none", None
@@ -79,7 +79,41 @@ def check(device: str) -> None:
     at_rate_0 = model.nll(x, y)
     model.levels = ()
     torch.testing.assert_close(at_rate_0, model.nll(x, y), rtol=1e-10, atol=1e-10)
-    print("checked: second-order outer gradient, as it is timed; in pieces; rate 0 is the sliding window", flush=True)
+    print("checked: second-order outer gradient, in pieces, rate 0 is the sliding window", flush=True)
+
+
+def check_kernels(device: str) -> None:
+    """That the kernels which are timed give the outer gradient of float64, by chunks long enough to take them.
+
+    Raises AssertionError.
+    """
+    import torch
+    from nested_kernels.backend import using
+
+    model, tokens = small(512, device)
+    parameters = list(model.parameters())
+
+    def gradient() -> Any:
+        found = torch.autograd.grad(model.nll(tokens[:, :-1], tokens[:, 1:]).mean(), parameters)
+        return torch.cat([g.double().flatten() for g in found])
+
+    with using("chunked"):
+        wanted = gradient()
+    model.float()
+    for name, most in OFF.items():
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=name == "bfloat16"):
+            off = float((gradient() - wanted).norm() / wanted.norm())
+        assert off <= most, f"the outer gradient in {name} is {off:.2g} of its norm away from float64's; at most {most}"
+        print(f"checked: outer gradient in {name}, {off:.1e} of its norm away from float64's", flush=True)
+
+
+def small(length: int, device: str) -> tuple[Any, Any]:
+    """A small TTT-E2E in float64, and two sequences."""
+    import torch
+
+    torch.manual_seed(0)
+    model = model_of("TTT-E2E", length, tiny=True).to(device).double()
+    return model, torch.randint(64, (2, length + 1), device=device)
 
 
 def one(cell: tuple[str, int], device: str, tiny: bool) -> dict[str, Any]:
@@ -156,6 +190,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small shapes, kept in a file of their own")
     asked = parser.parse_args()
     check(asked.device)
+    check_kernels(asked.device)
     file = OUT.with_stem("ttt_e2e_gpu_tiny") if asked.tiny else OUT
     lengths = [256, 512] if asked.tiny else LENGTHS
     cells = [(arm, length) for arm in ARMS for length in lengths]

@@ -82,7 +82,7 @@ def resident() -> float:
 def main() -> None:
     import torch
 
-    from nested.inner import initial_state
+    from nested.inner import FastState, initial_state
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, help="a folder with Python files; the installed torch without it")
@@ -90,7 +90,8 @@ def main() -> None:
     text = source(parser.parse_args().text)
     model = judged_model("end-to-end", None)
     file = KEPT / f"stream-{digest(text, *(p.detach() for p in model.parameters()))}.pt"
-    rows, states = torch.load(file, weights_only=False) if file.exists() else ([], {})
+    with torch.serialization.safe_globals([FastState]):
+        rows, states = torch.load(file) if file.exists() else ([], {})
     with torch.no_grad():
         states = states or {way: initial_state(model, model.levels, 1) for way in ("reading", "frozen")}
         for first in range(len(rows) * ROW, BYTES, ROW):
