@@ -13,10 +13,13 @@ Arms, all trained alike:
                     pruned cache of 64 tokens (StreamingLLM, H2O)
     with a +        first order, off and full for as many seconds as end-to-end takes, not as many steps; how many
                     steps that is, is measured first, step beside step
+    with a =        the pruned caches with as many bytes of state as end-to-end holds, fast weights included, and not
+                    as the sliding window holds
 
 The outer rate of each arm is the best of three, and of more by factors of two until the best is not at the end, on a
 third of the steps with seed 0; the inner rate of naive is the best of five for that model. Both are judged on sequences
-that are not those of the result. Then seeds 1 to 3 for the first four arms and those with a +, seed 1 for the others.
+that are not those of the result. Arms with a + or = take the rate of the arm they are named after. Then seeds 1 to 3
+for the first four arms and those with a +, seed 1 for the others.
 All differences are paired by sequence and shown by window. Their intervals are over the sequences, seeds averaged; what
 another seed would change is shown beside them as the range over seeds.
 
@@ -61,9 +64,12 @@ SHORT = STEPS // 3  # of a cell that chooses a rate
 MORE = {"first order+": "first order", "sliding+": "off", "full+": "full"}  # as long as end-to-end takes
 MAIN = ["end-to-end", "first order", "off", "full"]
 OTHERS = ["hybrid", "Mamba-2", "Gated DeltaNet", "TTT-Linear", "TTT-MLP", "StreamingLLM", "H2O"]
-SEEDS = {**dict.fromkeys([*MAIN, *MORE], (1, 2, 3)), **dict.fromkeys(OTHERS, (1,))}
+EQUAL = {"StreamingLLM=": "StreamingLLM", "H2O=": "H2O"}  # in bytes of state
+AFTER = {**MORE, **EQUAL}  # arm -> the arm whose outer rate it takes
+SEEDS = {**dict.fromkeys([*MAIN, *MORE], (1, 2, 3)), **dict.fromkeys([*OTHERS, *EQUAL], (1,))}
 GAINS = ("end-to-end", "first order", "naive")  # read with updates
 MEMORY = "nested.memory."
+PRUNED = f"{MEMORY}pruned_attention"
 ARMS: dict[str, dict[str, Any]] = {
     "end-to-end": {"prime": 1, "hidden": 256},
     "first order": {"prime": 1, "hidden": 256, "inner": "first_order"},
@@ -74,11 +80,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "Gated DeltaNet": {"hidden": 142, "mixer": {"_target_": f"{MEMORY}gated_delta_net.GatedDeltaNet"}},
     "TTT-Linear": {"hidden": 308, "mixer": {"_target_": f"{MEMORY}ttt.TTTLinear"}},
     "TTT-MLP": {"hidden": 230, "mixer": {"_target_": f"{MEMORY}ttt.TTTMLP"}},
-    "StreamingLLM": {
-        "hidden": 320, "mixer": {"_target_": f"{MEMORY}pruned_attention.StreamingAttention", "budget": WINDOW},
-    },
-    "H2O": {"hidden": 320, "mixer": {"_target_": f"{MEMORY}pruned_attention.HeavyHitterAttention", "budget": WINDOW}},
-}  # fmt: skip
+    "StreamingLLM": {"hidden": 320, "mixer": {"_target_": f"{PRUNED}.StreamingAttention", "budget": WINDOW}},
+    "H2O": {"hidden": 320, "mixer": {"_target_": f"{PRUNED}.HeavyHitterAttention", "budget": WINDOW}},
+    "StreamingLLM=": {"hidden": 320, "mixer": {"_target_": f"{PRUNED}.StreamingAttention", "budget": 159}},
+    "H2O=": {"hidden": 320, "mixer": {"_target_": f"{PRUNED}.HeavyHitterAttention", "budget": 156}},
+}
 Cell = tuple[str, float, int, int, str]  # arm, outer rate, seed, steps, which text
 
 
@@ -261,7 +267,7 @@ def main() -> None:
     asked = parser.parse_args()
     names, text = ("arm", "rate", "seed", "steps", "text"), digest(*texts(asked.data))
     measure = partial(beside, data=asked.data)
-    pairs = [(of, text) for of in [*MORE.values(), *OTHERS]]
+    pairs = [(of, text) for of in [*MORE.values(), *OTHERS, *EQUAL]]
     shares = compute(SECONDS, pairs, measure, ("arm", "text"), lambda r: f"{r['ratio']:.2f} steps of {r['arm']} to one")
     ratios = {"end-to-end": 1.0, **{r["arm"]: r["ratio"] for r in shares}}
     step = partial(compute, OUT, one=partial(one, data=asked.data), names=names, said=said, workers=asked.workers)
@@ -272,7 +278,7 @@ def main() -> None:
         cells += more
         tuned = step(cells=cells)
     steps = {arm: round(STEPS * ratios[of]) for arm, of in MORE.items()}
-    rates = {arm: chosen(tuned, MORE.get(arm, arm))[0]["rate"] for arm in SEEDS}
+    rates = {arm: chosen(tuned, AFTER.get(arm, arm))[0]["rate"] for arm in SEEDS}
     cells = [(arm, rates[arm], seed, steps.get(arm, STEPS), text) for arm, seeds in SEEDS.items() for seed in seeds]
     found = Found(step(cells=cells), naive(tuned), ratios)
     print("\n".join(conclusions(found)))
@@ -325,27 +331,44 @@ class Found(NamedTuple):
         return (self.bits(arm, "frozen") - self.bits(arm)).mean(0)
 
 
-SHOWN = ["end-to-end", "first order", "off", "naive", "full", "first order+", "sliding+", "naive+", "full+", *OTHERS]
+SHOWN = ["end-to-end", "first order", "off", "naive", "full", "first order+", "sliding+", "naive+", "full+", *OTHERS,
+         *EQUAL]  # fmt: skip
 
 
 def conclusions(found: Found) -> list[str]:
     """Markdown: every arm beside the sliding window; the share of the way to full attention; the gain by window.
 
-    Time is that of training, end-to-end's being 1.
+    Time is that of training, end-to-end's being 1; state is what is held after a sequence, KiB.
     """
-    lines = ["| arm | outer rate | steps | time | bits per byte | minus off | minus end-to-end |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = ["| arm | outer rate | steps | time | state | bits per byte | minus off | minus end-to-end |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for arm in SHOWN:
         rows = found.of(arm)
         differences = ("-" if arm == other else found.minus(arm, other) for other in ("off", "end-to-end"))
         name = f"{arm}, {found.naive}" if arm.startswith("naive") else arm
         trained_as, steps = str(rows[0]["arm"]), rows[0]["steps"]
         time_taken = steps / STEPS / found.ratios[MORE.get(trained_as, trained_as)]
-        shown = [name, f"{rows[0]['rate']:g}", str(steps), f"{time_taken:.2f}", f"{found.bits(arm).mean():.3f}"]
-        shown += differences
+        held = state_bytes(trained_as, found.way(arm) != "frozen") / 1024
+        shown = [name, f"{rows[0]['rate']:g}", str(steps), f"{time_taken:.2f}", f"{held:.0f}"]
+        shown += [f"{found.bits(arm).mean():.3f}", *differences]
         lines.append(f"| {' | '.join(shown)} |")
     lines += [closed(found, "off", "full", "steps"), closed(found, "sliding+", "full+", "seconds")]
     return lines + [line for arm in GAINS for line in by_window(found, arm)]
+
+
+def state_bytes(arm: str, learns: bool) -> int:
+    """What a model holds after one sequence: of each block's mixer and, where it learns, the fast weights."""
+    import torch
+
+    from nested.cost import tensor_bytes
+    from nested.inner import initial_state, read
+
+    model = model_of(arm).eval()
+    levels = model.levels if learns else ()
+    with torch.no_grad():
+        start = initial_state(model, levels, 1)
+        after = read(model, levels, start, torch.zeros(1, LENGTH + 1, dtype=torch.long))[1]
+    return tensor_bytes([after.carry, after.fast])
 
 
 def closed(found: Found, low: str, high: str, matched: str) -> str:
