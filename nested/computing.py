@@ -1,4 +1,4 @@
-"""How a run computes: threads and form of the kernels, as its trainer says."""
+"""How a run computes: device, threads and form of the kernels, as its trainer says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from nested_kernels.backend import using
 
 if TYPE_CHECKING:
     from nested.settings import Trainer
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that a trainer's accelerator means here: the processor where there is no GPU."""
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

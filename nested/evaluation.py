@@ -15,14 +15,16 @@ import torch
 from nested_kernels.backend import using
 from torch import Tensor, nn
 
+from nested.computing import device_of
 from nested.config import Config, amend, build, compose, from_dict
 from nested.environment import environment
 from nested.errors import UserError
 from nested.export import layout
 from nested.exported import Export, read
 from nested.learner import Learner
-from nested.levels import from_config, token_levels
+from nested.levels import check_whole_chunks, from_config, token_levels
 from nested.methods.method import Method
+from nested.models.language import LanguageModel
 from nested.optim.leveled import Leveled
 from nested.settings import level_configs
 from nested.streams.assemble import own_heads
@@ -202,11 +204,16 @@ class _Stored:
 
 
 class _Judge(Learner):
-    """A learner that never learns: an export's model, and the outputs that competed when its run ended."""
+    """A learner that never learns: an export's model, and the outputs that competed when its run ended.
+
+    Raises UserError for sequences of a length that a run of a language model refuses.
+    """
 
     def __init__(self, export: Export, model: nn.Module, stream: Stream, config: Config, device: torch.device):
         idle = cast(Leveled, None)  # nothing is optimized
         reading = token_levels(from_config(level_configs(export.config["levels"])))
+        if isinstance(model, LanguageModel):  # whose own check was of the length it was trained on
+            check_whole_chunks(reading, stream.sample_shape[0])
         super().__init__(model, stream, idle, Method(), "none", config.trainer.precision, device, reading)
         self._masks = cast(Any, _Stored(export, device))
 
@@ -215,7 +222,7 @@ class _Judge(Learner):
 
 
 def _judge(export: Export, config: Config, stream: Stream) -> Learner:
-    device = torch.device("cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(config.trainer.accelerator)
     return _Judge(export, export.model(device), stream, config, device)
 
 

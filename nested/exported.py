@@ -52,14 +52,19 @@ class Export:
         return model.to(device).eval()
 
     def _built(self) -> nn.Module:
-        stream, levels = SimpleNamespace(**self.about["stream"]), from_config(level_configs(self.config["levels"]))
-        model = self._component("model", **model_context(stream, levels))
+        model = self.untrained()
         if self.config["trainer"]["precision"] == "64-true":
             model.to(torch.float64)
         if not self.about["by_method"]:
             return model
         method: Method = self._component("method", seed=self.config["seed"])
         return method.exported(model)
+
+    def untrained(self) -> nn.Module:
+        """The module as the run built it, with initial weights. Raises UserError."""
+        said = self.about["stream"]
+        stream, levels = SimpleNamespace(about=said, **said), from_config(level_configs(self.config["levels"]))
+        return self._component("model", **model_context(stream, levels))
 
     def _component(self, group: str, **context: Any) -> Any:
         """Raises UserError with the package that the component came from, where it cannot be built here."""
@@ -118,7 +123,9 @@ def read(path: str | Path) -> Export:
         if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != digest:
             text = f"{folder / name} is damaged or was changed: its digest is not the one in {ABOUT}"
             raise UserError(f"{text}; export the run again", key="export", seen=name)
-    return Export(folder.resolve(), about, rundir.read_config(folder))
+    config = rundir.read_config(folder)
+    config["model"].pop("warm_start", None)  # the weights are here; those that it started from may be gone
+    return Export(folder.resolve(), about, config)
 
 
 def no_export(folder: Path) -> UserError:

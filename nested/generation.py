@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from nested import exported, reading
+from nested.computing import device_of
 from nested.errors import UserError
 from nested.inner import Mode
+from nested.levels import token_levels
 from nested.sequences.text import as_bytes
 from nested.sequences.tokenizer import TokenizerFile
 
 Say = Callable[[str], None]
+Accelerator = Literal["cpu", "gpu", "auto"]
 EVERY_SECONDS = 5.0  # between two sentences about how far a long text is read
 PIECE = 16_384  # tokens read between two looks at the clock
 
@@ -39,6 +42,7 @@ class Asked:
     keep: int = 0  # updates that can be undone later
     shift_norm: float | None = None  # how far reading may move the weights of a level
     undo: int = 0  # updates to undo before anything is read
+    accelerator: Accelerator | None = None  # None: that of the export's run, or the processor where it is not here
 
     @property
     def mode(self) -> Mode:
@@ -46,11 +50,20 @@ class Asked:
 
 
 class Writer:
-    """An exported language model in the middle of a text. Raises UserError for an export of anything else."""
+    """An exported language model in the middle of a text.
 
-    def __init__(self, export: Path, asked: Asked, device: str = "cpu"):
+    Raises UserError for an export of anything else, a GPU that is not here, and what only levels that learn while they
+    read could do.
+    """
+
+    def __init__(self, export: Path, asked: Asked):
         found = exported.read(export)
-        self.asked, self.model, self.device = asked, _language_model(found, device), device
+        if asked.accelerator == "gpu" and not torch.cuda.is_available():
+            text = "no CUDA device is visible here; use --accelerator cpu"
+            raise UserError(text, key="accelerator", seen="gpu", allowed=["cpu"])
+        self.asked, self.device = asked, device_of(asked.accelerator or found.config["trainer"]["accelerator"])
+        self.model = _language_model(found, self.device)
+        _check_learns(found.path, self.model, asked)
         file = found.config["stream"].get("tokenizer")
         self.tokenizer = TokenizerFile(Path(file).expanduser()) if file else None  # None: bytes
         self.reading: reading.Reading | None = None
@@ -141,7 +154,15 @@ def target(file: str) -> Path:
     return path
 
 
-def _language_model(found: exported.Export, device: str) -> Any:
+def _check_learns(export: Path, model: Any, asked: Asked) -> None:
+    """Raise UserError for what is asked of updates where a model makes none."""
+    given = next((name for name in ("keep", "shift_norm") if getattr(asked, name) != getattr(Asked, name)), None)
+    if given and not token_levels(model.levels):
+        text = f"no level of {export} learns while it reads; leave --{given.replace('_', '-')} out"
+        raise UserError(text, key=given, seen=getattr(asked, given))
+
+
+def _language_model(found: exported.Export, device: torch.device) -> Any:
     stream = found.about["stream"]
     vocabulary, outputs = stream.get("vocabulary"), stream.get("n_outputs")
     if vocabulary is None or outputs != vocabulary or not stream.get("per_position"):

@@ -16,4 +16,5 @@ def model_context(stream: Any, levels: Sequence[Level]) -> dict[str, Any]:
         "vocabulary": stream.vocabulary,
         "per_position": stream.per_position,
         "token_levels": tuple(token_levels(levels)),
+        "tokenizer_mark": stream.about.get("tokenizer"),  # None: bytes, or no text
     }

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nested.causality import first_peek
+from nested.computing import device_of
 from nested.config import Config, build, flatten
 from nested.errors import UserError
 from nested.learner import Learner
@@ -144,7 +145,7 @@ def _check_causal(config: Config, learner: Learner) -> None:
 def prepare(config: Config, seed: int, stream: Stream | None = None) -> Learner:
     """Seed everything, then build stream, model, levels and method. Raises UserError."""
     t = config.trainer
-    device = torch.device("cuda" if t.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(t.accelerator)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     built: Stream = stream or _prefix(build(config.stream, "stream", seed=seed, root=config.data.root), config.prefix)

@@ -172,7 +172,8 @@ def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
         raise UserError(text, key="top_p", seen=top_p, allowed="0 < top_p <= 1")
     if temperature == 0:
         return logits.argmax(-1)
-    share, token = (logits / temperature).softmax(-1).sort(-1, descending=True)  # (B, V) each
+    below = logits - logits.amax(-1, keepdim=True)  # the likeliest stay at 0, however small the temperature
+    share, token = (below / temperature).where(below < 0, 0).softmax(-1).sort(-1, descending=True)  # (B, V) each
     share = share.masked_fill(share.cumsum(-1) - share >= top_p, 0.0)
     return token.gather(-1, torch.multinomial(share, 1, generator=generator)).squeeze(-1)
 
@@ -239,14 +240,19 @@ def identity(model: Any) -> dict[str, str]:
     """What decides how a model reads on: the token levels, the settings of its parts, and a digest of its weights."""
     found = {}
     for level in token_levels(model.levels):
-        settings = {"chunk_tokens" if key == "period" else key: value for key, value in asdict(level).items()}
-        found |= {f"levels.{level.name}.{key}": repr(value) for key, value in settings.items()}
+        own = {"chunk_tokens" if key == "period" else key: value for key, value in asdict(level).items()}
+        found |= {f"levels.{level.name}.{key}": repr(value) for key, value in own.items()}
+    return {**found, **settings(model), "weights": digest(model)}
+
+
+def settings(model: nn.Module) -> dict[str, str]:
+    """The kind of each part of a model and how it is set, by name."""
+    found = {}
     for name, module in model.named_modules():
         if name and not type(module).__module__.startswith("torch."):  # torch's own are told by shapes
             found[name] = type(module).__qualname__
             found |= {f"{name}.{key}": repr(v) for key, v in vars(module).items() if key[0] != "_"}
-    found = {name: said for name, said in found.items() if " at 0x" not in said and not name.endswith(".training")}
-    return {**found, "weights": digest(model)}
+    return {name: said for name, said in found.items() if " at 0x" not in said and not name.endswith(".training")}
 
 
 def digest(model: nn.Module) -> str:

@@ -34,6 +34,7 @@ class Result:
     ci95: dict[str, float | None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unsent: bool = False  # the tracker has not got everything
+    remarked: set[str] | None = field(default_factory=set)  # kinds of remarks said, each once; None: say none
 
     @property
     def matrix(self) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nested import remarks, rundir
 from nested import result as conclusion
-from nested import rundir
 from nested.computing import computing
 from nested.config import Config, amend, from_dict
 from nested.continuing import FREE, check_data, config_difference, told
@@ -19,7 +19,6 @@ from nested.metrics import METRICS
 from nested.plan import judged
 from nested.prepare import check, check_periods, prepare, rehearse
 from nested.provenance import describe, record_environment
-from nested.remarks import remarks
 from nested.result import Result
 from nested.rundir import SeedDir
 from nested.settings import Evaluate
@@ -123,6 +122,7 @@ def one_seed(
     check_data(path, learner.stream, "resume")
     describe(directory, config, result.run_id, seed, learner.stream)
     first = learner.step
+    _remark(remarks.before(loop), seed, directory, result, say)
     status, problem = _trained(loop, config, seed)
     if loop.snapshots:
         say(f"seed {seed}: {loop.snapshots.said()}")
@@ -130,8 +130,8 @@ def one_seed(
     if status == "done" and config.evaluate.gain:
         status, alone, problem = _alone(config, seed, path, learner.stream, say)
     summary = conclusion.summarise(config, seed, loop, result.run_id, status, alone)
-    for sentence in remarks(loop, summary) if status == "done" else ():
-        say(f"seed {seed}: {sentence}")
+    if status == "done":
+        _remark(remarks.after(loop, summary), seed, directory, result, say)
     conclusion.write_matrix(loop, alone, summary)
     if after_row is None:
         conclusion.draw_matrix(directory)  # a trial's is drawn by whoever wants to see it
@@ -143,6 +143,15 @@ def one_seed(
     directory.write("summary.json", summary)  # last: it says that everything before it is there
     result.runs.append(summary)
     return status
+
+
+def _remark(found: Iterable[str], seed: int, directory: SeedDir, result: Result, say: Say) -> None:
+    """Record what is remarked of a seed; say what has not been said of another one in this command."""
+    for sentence in found:
+        directory.event("remark", text=sentence)
+        if result.remarked is not None and (kind := remarks.kind(sentence)) not in result.remarked:
+            result.remarked.add(kind)
+            say(f"seed {seed}: {sentence}")
 
 
 def _trained(loop: Loop, config: Config, seed: int) -> tuple[str, str | None]:
@@ -176,7 +185,7 @@ def _alone(config: Config, seed: int, path: Path, stream: Stream, say: Say) -> A
     for experience in stream.experiences:
         say(f"seed {seed}: experience {experience.name} alone, for gain")
         one = replace(stream, experiences=(experience,))
-        result = Result(f"alone-{experience.index}", path)
+        result = Result(f"alone-{experience.index}", path, remarked=None)
         status = one_seed(quiet, seed, path / "alone" / f"exp-{experience.index}", result, say, one)
         if status == "interrupted":
             return status, None, None

@@ -28,6 +28,7 @@ Context = frozenset(
         "vocabulary",
         "per_position",
         "token_levels",
+        "tokenizer_mark",
         "root",
         "args",
         "kwargs",

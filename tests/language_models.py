@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from safetensors.torch import save
 
+from nested.exported import ABOUT, CONFIG, FORMAT, WEIGHTS, sha256
 from nested.levels import Level
 from nested.memory.window_attention import WindowAttention
-from nested.models.language import LanguageModel
+from nested.models.language import Block, LanguageModel
 
 V, WINDOW = 11, 6
 
@@ -20,7 +24,9 @@ def reading(eta: float = 1.0, chunk: int = 3, **more: Any) -> tuple[Level, ...]:
     return (Level("reading", ("*.prime.mlp.*",), chunk, "token", **given),)
 
 
-def small(levels: tuple[Level, ...] = (), seed: int = 1, window: int | None = WINDOW, **more: Any) -> LanguageModel:
+def small(
+    levels: tuple[Level, ...] = (), seed: int = 1, window: int | None = WINDOW, length: int = 12, **more: Any
+) -> LanguageModel:
     """Three blocks, the last two with prime MLPs; weights ten times the usual."""
     torch.manual_seed(seed)
     given = {
@@ -31,7 +37,8 @@ def small(levels: tuple[Level, ...] = (), seed: int = 1, window: int | None = WI
         "hidden": 12,
         "prime": 2,
     }
-    model = LanguageModel((12,), V, vocabulary=V, per_position=True, token_levels=levels, **{**given, **more}).double()
+    of_text = {"vocabulary": V, "per_position": True, "token_levels": levels}
+    model = LanguageModel((length,), V, **of_text, **{**given, **more}).double()
     if "warm_start" in more:
         return model
     with torch.no_grad():
@@ -43,3 +50,22 @@ def small(levels: tuple[Level, ...] = (), seed: int = 1, window: int | None = WI
 def some(tokens: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
     """Random tokens (batch, tokens)."""
     return torch.randint(V, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def exported(model: LanguageModel, folder: Path, **about: Any) -> str:
+    """An export of a model of windows, in float32, as a run would have written it; `about` more of its stream."""
+    first, last = (cast(Block, model.blocks[i]) for i in (0, -1))
+    mixer = {"_target_": f"{WindowAttention.__module__}.WindowAttention"}
+    mixer |= {name: getattr(first.mixer, name) for name in ("window", "theta")}
+    section = {"_target_": f"{LanguageModel.__module__}.LanguageModel", "mixer": mixer, "heads": first.mixer.heads}
+    section |= {"width": model.embedding.embedding_dim, "hidden": len(last.feedforward.mlp.w1.weight)}
+    section |= {"depth": len(model.blocks), "prime": sum(cast(Block, b).prime is not None for b in model.blocks)}
+    files = {WEIGHTS: save(model.float().state_dict())}
+    files[CONFIG] = json.dumps({"model": section, "levels": {"all": {"params": "rest", "period_steps": 1}}}).encode()
+    stream = {"sample_shape": [model.length], "n_outputs": V, "vocabulary": V, "per_position": True, **about}
+    digests = {name: sha256(data) for name, data in files.items()}
+    files[ABOUT] = json.dumps({"format": FORMAT, "stream": stream, "components": {}, "files": digests}).encode()
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return str(folder)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nested import reading
+from nested import generation, reading
 from nested.cli import main
 from nested.config import compose
+from nested.errors import UserError
+from nested.evaluation import evaluate
 from nested.export import export
 from nested.run import run
 
@@ -31,8 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "texts" / "one").mkdir(parents=True)
     for i in range(6):
         (root / "texts" / "one" / f"{i}.txt").write_text("a text of some words, again and again; " * 8)
-    config = compose([*TINY, *TTT_E2E, f"stream.path={root / 'texts'}", f"runs={root / 'runs'}"])
-    return export(run(config).path, None, root / "export")
+    return exported(root, root / "export", *TTT_E2E)
+
+
+def exported(root: Path, to: Path, *overrides: str) -> Path:
+    config = compose([*TINY, *overrides, f"stream.path={root / 'texts'}", f"runs={root / 'runs'}"])
+    return export(run(config).path, None, to)
 
 
 def generated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -113,6 +119,52 @@ def test_a_state_is_read_on_with_the_levels_it_was_read_with(folder, capsys, tmp
     generated(capsys, str(folder), "--prompt", "a text", "--tokens", "0", "--state-out", state)
     told = refused(capsys, str(folder), "--state-in", state, "--shift-norm", "0.1")
     assert "levels.reading.shift_norm was None there and is 0.1 here" in told
+
+
+def test_what_only_updates_could_do_is_refused_where_none_are_made(folder, capsys, tmp_path) -> None:
+    plain = [*(o for o in TTT_E2E if o.startswith("model.")), "model=sliding_window", "evaluate.parts=[test]"]
+    still = exported(folder.parent, tmp_path / "plain", *plain)
+    state = ("--state-out", str(tmp_path / "state.safetensors"))
+    for option in (("--shift-norm", "0.1"), ("--shift-norm", "0"), ("--keep", "3")):
+        told = refused(capsys, str(still), "--prompt", "a", *state, *option)
+        assert f"learns while it reads; leave {option[0]} out" in told
+    assert generated(capsys, str(still), "--prompt", "a text", "--tokens", "3", *state)["updates"] == 0
+
+
+def test_a_tiny_temperature_takes_the_likeliest(folder, capsys) -> None:
+    cold, *tiny = (
+        generated(capsys, str(folder), "--prompt", "a text", "--tokens", "9", "--temperature", t)["texts"]
+        for t in ("0", "1e-40", "1e-320")
+    )
+    assert tiny == [cold, cold]
+
+
+@pytest.mark.parametrize(
+    ("seed", "bound"), [("99999999999999999999", "less than or equal to 9223372036854775807"), ("-1", "equal to 0")]
+)
+def test_a_seed_that_torch_does_not_take_is_refused(folder, capsys, seed, bound) -> None:
+    told = refused(capsys, str(folder), "--prompt", "a", "--seed", seed)
+    assert "--seed" in told
+    assert bound in told
+    assert told.count("\n") == 1
+
+
+def test_it_reads_where_its_run_did_or_where_it_is_told(folder, capsys, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(generation, "device_of", lambda where: asked.append(where) or torch.device("cpu"))
+    for more in ((), ("--accelerator", "auto")):
+        generated(capsys, str(folder), "--prompt", "a", "--tokens", "1", *more)
+    assert asked == ["cpu", "auto"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = refused(capsys, str(folder), "--prompt", "a", "--accelerator", "gpu")
+    assert "accelerator: no CUDA device is visible here; use --accelerator cpu" in told
+
+
+def test_an_export_is_judged_on_sequences_of_whole_chunks(folder) -> None:
+    with pytest.raises(UserError, match=r"30 tokens are no whole number of chunks of 4 .*take 32") as wrong:
+        evaluate(folder, ["stream.length=30"])
+    assert wrong.value.key == "stream.length"
+    assert evaluate(folder, ["stream.length=32", "evaluate.parts=[test]"]).repeats is None
 
 
 def test_a_state_that_could_not_be_written_is_refused_before_anything_is_read(folder, capsys, tmp_path) -> None:

@@ -3,6 +3,9 @@
 import json
 import math
 import random
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from reading_model import READING, Bigram, config_dir
 from small_run import begin, end, train
 
-from nested import claims, report
+from nested import claims, exported, report
 from nested.config import Config, compose
 from nested.cost import step_flops
 from nested.errors import Diverged, UserError
@@ -21,7 +24,7 @@ from nested.learner import Learner
 from nested.microscope.examine import examine
 from nested.prepare import prepare
 from nested.result import Result
-from nested.run import run
+from nested.run import run, run_trial
 from nested.streams.stream import Examples, Stream
 
 SMALL = [
@@ -380,3 +383,73 @@ def test_a_warm_up_that_the_model_cannot_be_told_of_is_refused(texts, tmp_path):
     warm = READING.replace("eta: 1.0", "eta: 1.0, eta_warmup_steps: 5")
     with pytest.raises(UserError, match="has no attribute `step`"):
         learner(texts, tmp_path, warm)
+
+
+# -- warm starts -------------------------------------------------------------------------------------------------------
+
+
+SIZES = ["stream.length=40", "model.width=16", "model.hidden=16", "model.heads=2", "model.depth=2"]
+FEW = ["stream.n_train=8", "trainer.epochs=1", "trainer.allow_idle=true"]
+HYBRID = ["model=hybrid_attention", "model.other_every=2", "model.mixer.window=24", *SIZES]
+LEARNS = [
+    "levels=reading", "levels.reading.chunk_tokens=20", "levels.reading.eta_warmup_steps=0", "model.prime=1",
+]  # fmt: skip
+
+
+def trial(config: Config, path: Path) -> Path:
+    """The directory of a run without its page."""
+    return run_trial(config, path, lambda *_: None).path
+
+
+def plain_export(texts: Path, tmp_path: Path, *overrides: str) -> Path:
+    """The export of a short run on few sequences."""
+    few = [*FEW, "stream.n_test=4", "trainer.precision=64-true"]
+    return export(trial(config(texts, tmp_path, *few, *overrides), tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def hybrid(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plain_export(texts, tmp_path_factory.mktemp("hybrid"), *HYBRID)
+
+
+def test_an_export_of_a_warm_start_stands_alone(texts, tmp_path, hybrid):
+    base = tmp_path / "base"
+    shutil.copytree(hybrid, base)
+    begun = [*HYBRID, *LEARNS, f"model.warm_start={base}", "trainer.precision=64-true"]
+    made, x = learner(texts, tmp_path, *begun), torch.randint(256, (2, 40))
+    torch.testing.assert_close(made.model.eval()(x), exported.read(base).model()(x), rtol=1e-6, atol=1e-6)
+    found = plain_export(texts, tmp_path, *begun)
+    shutil.rmtree(base)
+    assert exported.read(found).model()(x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("model.mixer.theta=10000", "blocks.0.mixer.theta is 500000.0 there and 10000.0 here"),
+        ("model.other.theta=10000", "blocks.1.mixer.theta is 500000.0 there and 10000.0 here"),
+        ("model.other_every=1", "model.other_every is 2 there and 1 here"),
+        ("model=language_streaming", "blocks.0.mixer is WindowAttention there and StreamingAttention here"),
+    ],
+)
+def test_a_warm_start_that_would_begin_with_another_function_is_refused(texts, tmp_path, hybrid, more, said):
+    chosen = SIZES if more.startswith("model=") else HYBRID
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        learner(texts, tmp_path, *chosen, more, f"model.warm_start={hybrid}")
+    assert refused.value.key == "model.warm_start"
+    assert "\n" not in str(refused.value)
+
+
+def test_a_warm_start_with_another_tokenizer_is_refused(texts, tmp_path, hybrid):
+    begun = config(texts, tmp_path, *HYBRID, f"model.warm_start={hybrid}")
+    stream = prepare(begun, 0).stream
+    with pytest.raises(UserError, match=r"stream.tokenizer is None there and 5eed here"):
+        prepare(begun, 0, replace(stream, about={**stream.about, "tokenizer": "5eed"}))
+
+
+def test_a_warm_start_may_see_less_and_a_higher_theta_is_remarked_where_it_sees_more(texts, tmp_path, hybrid):
+    assert not learner(texts, tmp_path, *HYBRID, "model.other.window=24", f"model.warm_start={hybrid}").model.remarks
+    longer = [*HYBRID, "stream.length=80", "model.other.theta=2e6", f"model.warm_start={hybrid}"]
+    made = trial(config(texts, tmp_path, *longer, *FEW), tmp_path / "run")
+    said = (made / "seed-0" / "events.jsonl").read_text()
+    assert "another function: blocks.1.mixer.theta is 500000.0 there and 2000000.0 here; set it back" in said

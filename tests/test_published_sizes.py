@@ -54,19 +54,25 @@ def test_ttt_e2e_has_the_published_shape_and_fast_weights(size: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "steps", "batch", "tokens"),
-    [("125m", 120, 32, "126M"), ("350m", 337, 32, "353M"), ("760m", 725, 32, "760M"), ("1b", 1250, 32, "1311M"),
-     ("3b", 1300, 64, "2726M")],
+    ("size", "length", "steps", "batch", "tokens"),
+    [("125m", "32k", 120, 32, "126M"), ("350m", "32k", 337, 32, "353M"), ("760m", "32k", 725, 32, "760M"),
+     ("1b", "32k", 1250, 32, "1311M"), ("3b", "32k", 1300, 64, "2726M"), ("3b", "128k", 1300, 16, "2726M")],
 )  # fmt: skip
+@pytest.mark.parametrize("kind", ["ttt_e2e", "full_attention"])
 def test_the_extension_has_the_published_length_rate_and_number_of_tokens(
-    size: str, steps: int, batch: int, tokens: str
+    size: str, length: str, steps: int, batch: int, tokens: str, kind: str
 ) -> None:
-    config, before = (compose([f"recipe=ttt_e2e_{size}{more}"]) for more in ("_32k", ""))
-    assert (config.stream["length"], config.optim["lr"], config.trainer.batch_size) == (32_768, 4e-4, batch)
+    config, before = (compose([f"recipe={kind}_{size}{more}"]) for more in (f"_{length}", ""))
+    context = 1024 * int(length.removesuffix("k"))
+    assert (config.stream["length"], config.optim["lr"], config.trainer.batch_size) == (context, 4e-4, batch)
     assert config.stream["n_train"] == steps * batch
-    assert f"{32_768 * steps * batch / 1e6:.0f}M" == tokens
-    assert config.model == before.model
-    assert config.level_configs()["reading"].eta_warmup_steps == 0
+    assert f"{context * steps * batch / 1e6:.0f}M" == tokens
+    if kind == "ttt_e2e":
+        assert config.model == before.model
+        assert config.level_configs()["reading"].eta_warmup_steps == 0
+    else:  # whose positions reach further
+        theta = {"32k": 2e6, "128k": 1e7}[length]
+        assert config.model == {**before.model, "mixer": {**before.model["mixer"], "theta": theta}}
 
 
 @sizes

@@ -74,6 +74,18 @@ def test_prefill_then_decode_equals_reading_at_once(model) -> None:
         assert r.tokens == 20
 
 
+@pytest.mark.parametrize("levels", [reading(1.0, 20), ()])
+@pytest.mark.parametrize("first", [1, 17, 40, 59])
+def test_decode_goes_on_from_chunks_whose_attention_is_made_in_blocks(levels: tuple[Level, ...], first: int) -> None:
+    model, long = small(levels, window=24, length=60), some(60, batch=3)
+    whole, r = prefill(model, long), prefill(model, long[:, :first])
+    for t in range(first, 60):
+        r = decode(model, r, long[:, t])
+    close(r.logits, whole.logits)
+    same(r.state, whole.state)
+    close(prefill(model, long[:, first:], prefill(model, long[:, :first]), piece=20).logits, whole.logits)
+
+
 @MODELS
 def test_prefill_goes_on_from_a_reading_and_in_pieces(model) -> None:
     whole = prefill(model, T, keep=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -144,7 +144,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest")] = 1.0,
     top_p: Annotated[float, typer.Option(help="draw from the likeliest tokens that hold this share")] = 1.0,
     samples: Annotated[int, typer.Option(min=1, help="continuations, each learning for itself")] = 1,
-    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the draws")] = 0,
     frozen: Annotated[bool, typer.Option("--frozen", help="learn nothing while reading and writing")] = False,
     shift_norm: Annotated[float | None, typer.Option(help="how far reading may move the weights, a norm")] = None,
     state_in: Annotated[str | None, typer.Option(help="state to go on from")] = None,
@@ -153,6 +153,10 @@ def generate(
     undo: Annotated[
         int, typer.Option(min=0, help="last updates of --state-in to undo first; later text is unread")
     ] = 0,
+    accelerator: Annotated[
+        Literal["cpu", "gpu", "auto"] | None,
+        typer.Option(help="auto: a GPU where there is one; by default as it was run"),
+    ] = None,
     runs: Runs = "runs",
     as_json: Json = False,
 ) -> None:
@@ -167,7 +171,7 @@ def generate(
         text = "what is kept is written with the state; name its file with --state-out, or leave --keep out"
         raise UserError(text, key="keep", seen=keep, allowed=0)
     state_file = target(state_out) if state_out else None
-    asked = Asked(tokens, temperature, top_p, samples, seed, frozen, keep, shift_norm, undo)
+    asked = Asked(tokens, temperature, top_p, samples, seed, frozen, keep, shift_norm, undo, accelerator)
     text = text_of(file, prompt)
     writer = Writer(exported.find(name, runs), asked)
     if state_in:

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nested.layers.linear import Linear
-
-EPS = 1e-6
+from nested.layers.norm import rms_norm
 
 
 class SwiGLU(nn.Module):
@@ -31,9 +30,9 @@ class NormedSwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.norm = rms_norm(width)
         self.mlp = SwiGLU(width, hidden)
-        self.post_norm = nn.RMSNorm(width, eps=EPS)
+        self.post_norm = rms_norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""

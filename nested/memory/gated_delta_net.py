@@ -5,7 +5,8 @@
 The gate stands before the write, in our delta rule beside it. With M_t = a_{t+1} S_t the two are one,
     M_t = a_{t+1} (M_{t-1} - b_t (M_{t-1} k_t - v_t) k_t^T)
 the delta rule at alpha = a_{t+1} and eta = a_{t+1} b_t; y_t follows from M_{t-1} = a_t S_{t-1}, what there was to read
-before the write. There is no quotient: a may be 0.
+before the write. There is no quotient: a may be 0. On a GPU flash-linear-attention computes it where that is installed
+(`nested.memory.fla`).
 
 The layer is the paper's: short convolutions and silu before q, k and v, q and k of unit length, each head's read
 normalised and gated. Departures: the convolution has no bias and starts as the identity; no factor K^-1/2 on queries,
@@ -23,6 +24,7 @@ from nested_kernels.delta_rule import delta_rule
 from torch import Tensor, nn
 
 from nested.layers.convolution import CausalConvolution
+from nested.memory import fla
 from nested.memory.decay import Decay
 from nested.memory.gates import gate, unit
 from nested.memory.state import Convolved, check_states, check_tokens, head_size
@@ -32,6 +34,8 @@ from nested.signature import Bound, checked
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """q, k (B, H, T, K), v (B, H, T, V), a, b (B, H, T), S_0 (B, H, V, K) -> y (B, H, T, V) and S_T."""
+    if fla.serves(q, k, v, a, b, memory):
+        return fla.gated_delta_rule(q, k, v, a, b, memory)
     following = F.pad(a[..., 1:], (0, 1), value=1.0)  # a_{t+1}, and after the last token S itself
     same = (b * (wide(q) * k).sum(-1)).unsqueeze(-1)  # (B, H, T, 1): what of its own write a token reads
     held = a[..., :1, None] * memory  # M_0

@@ -3,7 +3,8 @@
 "Transformers are SSMs" (arXiv 2405.21060), with x, B and C of the paper as value, key and query:
     S_t = exp(-A dt_t) S_{t-1} + dt_t v_t k_t^T,      y_t = S_t q_t + D v_t
 followed by the norm of y silu(z). Keys and queries are shared by all heads (one group). That is gradient descent on the
-dot product with dt as its rate, so the delta rule computes it: nothing is erased, nothing fitted.
+dot product with dt as its rate, so the delta rule computes it: nothing is erased, nothing fitted. On a GPU
+flash-linear-attention computes it where that is installed (`nested.memory.fla`).
 
 Departures: the convolution has no bias and starts as the identity.
 
@@ -20,10 +21,19 @@ from nested_kernels.delta_rule import delta_rule
 from torch import Tensor, nn
 
 from nested.layers.convolution import CausalConvolution
+from nested.memory import fla
 from nested.memory.decay import Decay
 from nested.memory.state import Convolved, check_states, check_tokens, head_size
 from nested.precision import wide
 from nested.signature import Bound, checked
+
+
+def decaying_sum(q: Tensor, k: Tensor, v: Tensor, step: Tensor, kept: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """q, k (B, H, T, K), v (B, H, T, V), dt, exp(-A dt) (B, H, T), S_0 (B, H, V, K) -> S_t q_t (B, H, T, V) and S_T."""
+    if fla.serves(q, k, v, step, kept, memory):
+        return fla.decaying_sum(q, k, v, step, kept, memory)
+    y, after = delta_rule(q, k, v, step, kept, memory, objective="dot", rule="gd", read="after")
+    return y, after.memory
 
 
 class Mamba2(nn.Module):
@@ -71,9 +81,7 @@ class Mamba2(nn.Module):
         value = value.unflatten(-1, (self.heads, self.value_size)).transpose(1, 2)  # (B, H, T, V)
         key, query = (s.unsqueeze(1).expand(-1, self.heads, -1, -1) for s in (key, query))  # (B, H, T, K)
         step, kept = self.decay(x)
-        y, held = delta_rule(
-            query, key, value, step, kept, state.memory, objective="dot", rule="gd", read="after"
-        )  # (B, H, T, V)
+        y, held = decaying_sum(query, key, value, step, kept, state.memory)  # (B, H, T, V)
         y = (y + wide(self.skip)[:, None, None] * value).transpose(1, 2).flatten(2)  # (B, T, E)
         y = self.norm((y * F.silu(wide(self.gate(x)))).to(x.dtype))
-        return self.output(y), Convolved(wide(seen).clone(), held.memory)  # a view would keep all tokens
+        return self.output(y), Convolved(wide(seen).clone(), held)  # a view would keep all tokens

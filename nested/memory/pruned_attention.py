@@ -21,16 +21,16 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nested.errors import UserError
 from nested.layers.rotary import rotate
-from nested.memory.state import check_states, check_tokens, head_size
+from nested.memory.state import check_states, check_tokens
+from nested.memory.window_attention import QKNormAttention
 from nested.precision import wide
 from nested.signature import Bound, checked
 
 Size = Annotated[int, Bound(ge=1)]
-EPS = 1e-6
 BLOCK = 64  # tokens whose scores are made together, where the window is not longer
 
 
@@ -136,15 +136,12 @@ def _choose(scores: Tensor, gathered: Tensor, budget: int, recent: int) -> tuple
 # -- the memories ------------------------------------------------------------------------------------------------------
 
 
-class PrunedAttention(nn.Module):
-    """What both have in common: the parameters of `WindowAttention`, by the same names, and a budget."""
+class PrunedAttention(QKNormAttention):
+    """What both have in common: the parameters of `WindowAttention` and a budget."""
 
     def __init__(self, width: int, heads: int, budget: int, theta: float):
-        super().__init__()
-        self.size = head_size(width, heads, rotary=True)
-        self.heads, self.budget, self.theta = heads, budget, theta
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.query_norm, self.key_norm = (nn.RMSNorm(self.size, eps=EPS) for _ in range(2))
+        super().__init__(width, heads, theta)
+        self.size, self.budget = width // heads, budget
 
     def initial_state(self, batch: int) -> Any:
         """Nothing kept."""
@@ -160,9 +157,7 @@ class PrunedAttention(nn.Module):
         start = self.initial_state(len(x))
         state = start if state is None else state
         _check_kept(state, start, x, self.budget)
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
-        )
+        q, k, v = (self.split(project(x)).transpose(1, 2) for project in (self.query, self.key, self.value))
         y, state = self.attend(self.query_norm(q), self.key_norm(k), v, state)
         return self.out(y.transpose(1, 2).flatten(2)), state
 

@@ -5,8 +5,9 @@ scale per entry) and then turned by rotary positions, interleaved, relative to t
 depend on distances alone, so that equals absolute positions, and theta need not grow with the context. Keys are kept as
 they are before rotation.
 
-What is held is a list of keys and values as they came, each once: a graph over many chunks holds T of them and not
-T * window / C. Attention is a function that can be differentiated twice in linear memory (`nested_kernels`).
+What is held is a list of keys and values as they came, each once. Attention is a function that can be differentiated
+twice in linear memory (`nested_kernels`), but it keeps what each call is given, keys joined and rotated: a graph over
+many chunks of C tokens holds T * (window / C + 1) of them. Where chunks are computed again (`checkpoint`) it holds T.
 
 Shapes: B batch, T tokens, N tokens held and read, D width, H heads, K = D / H.
 """
@@ -20,19 +21,37 @@ from nested_kernels.attention_hvp import attention_hvp
 from torch import Tensor, nn
 
 from nested.config import Bound
-from nested.errors import UserError
+from nested.layers.norm import rms_norm
 from nested.layers.rotary import rotate
+from nested.memory.state import head_size
 
 Size = Annotated[int, Bound(ge=1)]
 Held = tuple[tuple[Tensor, Tensor], ...]  # keys and values (B, n, H, K) of n tokens at a time, oldest first
 GROWS = 16  # tokens: pieces shorter together are joined, so that decoding does not make one for each token
-EPS = 1e-6
 
 
-class WindowAttention(nn.Module):
+class QKNormAttention(nn.Module):
+    """The projections of softmax attention, without biases, and its query and key norms, within each head.
+
+    Raises UserError when heads do not divide the width into even sizes.
+    """
+
+    def __init__(self, width: int, heads: int, theta: float):
+        super().__init__()
+        size = head_size(width, heads, rotary=True)
+        self.heads, self.theta = heads, theta
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.query_norm, self.key_norm = (rms_norm(size) for _ in range(2))
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, H, K)."""
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class WindowAttention(QKNormAttention):
     """Multi-head causal attention with query and key norms and rotary positions; no biases.
 
-    Raises UserError when heads do not divide the width into an even size.
+    Raises UserError when heads do not divide the width into even sizes.
     """
 
     def __init__(
@@ -42,14 +61,8 @@ class WindowAttention(nn.Module):
         window: Size | None = None,
         theta: Annotated[float, Bound(gt=1)] = 500_000.0,
     ):
-        super().__init__()
-        if width % (2 * heads):
-            allowed = [h for h in range(1, width + 1) if width % (2 * h) == 0]
-            text = f"{heads} heads do not divide a width of {width} into an even size"
-            raise UserError(text, key="model.heads", seen=heads, allowed=allowed)
-        self.heads, self.window, self.theta = heads, window, theta
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.query_norm, self.key_norm = (nn.RMSNorm(width // heads, eps=EPS) for _ in range(2))
+        super().__init__(width, heads, theta)
+        self.window = window
 
     def initial_state(self, batch: int) -> Held:
         """Nothing is held before the first token."""
@@ -62,7 +75,7 @@ class WindowAttention(nn.Module):
 
     def kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys, normalised but not rotated, and values of x (B, T, D): (B, T, H, K) each, token by token."""
-        return _normalised(self.key_norm, self._heads(self.key(x))), self._heads(self.value(x))
+        return _normalised(self.key_norm, self.split(self.key(x))), self.split(self.value(x))
 
     def attend(self, x: Tensor, kept: tuple[Tensor, Tensor], state: Held, once: bool = False) -> Tensor:
         """x (B, T, D), its own keys and values, and those held before it -> (B, T, D).
@@ -74,7 +87,7 @@ class WindowAttention(nn.Module):
         if self.window is not None:
             keys, values = keys[:, -(self.window + t - 1) :], values[:, -(self.window + t - 1) :]
         at = torch.arange(keys.shape[1], device=x.device)
-        query = rotate(_normalised(self.query_norm, self._heads(self.query(x))), at[-t:], self.theta)
+        query = rotate(_normalised(self.query_norm, self.split(self.query(x))), at[-t:], self.theta)
         backend = "fused" if once and self.window is None else "auto"
         operands = (query, rotate(keys, at, self.theta), values.to(query.dtype))
         y = attention_hvp(*operands, window=self.window, backend=backend)
@@ -94,9 +107,6 @@ class WindowAttention(nn.Module):
             after.insert(0, tuple(_last(t, needed) for t in entries.pop()))
             needed -= after[0][0].shape[1]
         return tuple(after)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
 
 
 def _normalised(norm: nn.Module, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Shapes: B batch, T tokens, C tokens of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -26,24 +26,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import checkpoint as run_again  # it may be differentiated twice, as losses of tokens are
 
 from nested.collecting import read_features
 from nested.config import Bound
 from nested.errors import UserError
 from nested.inner import Checkpoint, Chunk, Mode, check_truncate, initial_state, read
-from nested.layers.swiglu import EPS, NormedSwiGLU
+from nested.layers.norm import rms_norm
+from nested.layers.swiglu import NormedSwiGLU
 from nested.levels import Level, assign_tokens, check_chunks, check_whole_chunks
 from nested.memory.contract import ask, check_memory
 from nested.memory.window_attention import Held, WindowAttention
+from nested.models.warm_start import load_weights
 from nested.precision import wide
 
 Size = Annotated[int, Bound(ge=1)]
 Carry = tuple[Any, ...]  # of each block, what its mixer holds
 FAST = ("blocks.*.prime.mlp.w?.weight", "blocks.*.feedforward.mlp.w?.weight")  # what may have fast weights
 STD = 0.02  # of initial weights
-EMBEDDING, BLOCK = "embedding.weight", "blocks.0.feedforward.mlp.w1.weight"  # in every model of this kind
-TOLD = 3  # parameters in a message
 LOGITS = 2**25  # numbers: more of them are computed again in the backward pass, some tokens at a time
 
 
@@ -62,9 +62,9 @@ class Block(nn.Module):
     def __init__(self, width: int, hidden: int, mixer: nn.Module, prime: bool):
         super().__init__()
         check_memory(mixer)
-        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.norm = rms_norm(width)
         self.mixer = mixer
-        self.post_norm = nn.RMSNorm(width, eps=EPS)
+        self.post_norm = rms_norm(width)
         self.prime = NormedSwiGLU(width, hidden) if prime else None
         self.feedforward = NormedSwiGLU(width, hidden)
 
@@ -108,7 +108,8 @@ class LanguageModel(nn.Module):
     `prime` is the number of last blocks with a second MLP. `inner` says how far the outer gradient passes the updates
     in training ("off" trains the model without them, to be read with them: dynamic evaluation); evaluation always reads
     with updates, and frozen beside it. `warm_start` is the folder of an exported model of this kind whose weights it
-    starts from; prime MLPs that it did not have are silent at first, so that the function is the same.
+    starts from; prime MLPs that it did not have are silent at first, so that the function is the same
+    (`nested.models.warm_start` says what may differ).
 
     Raises UserError for a token level over anything but MLPs, and for outputs that are not the vocabulary.
     """
@@ -121,6 +122,7 @@ class LanguageModel(nn.Module):
         vocabulary: int | None = None,
         per_position: bool = False,
         token_levels: tuple[Level, ...] = (),
+        tokenizer_mark: str | None = None,
         width: Size = 128,
         depth: Size = 4,
         heads: Size = 4,
@@ -141,6 +143,8 @@ class LanguageModel(nn.Module):
         check_truncate(inner, truncate, "model.truncate")
         check_whole_chunks(token_levels, sample_shape[0])
         self.levels, self.truncate, self.segment = token_levels, truncate, segment
+        self.length, self.tokenizer_mark = sample_shape[0], tokenizer_mark
+        self.other_every = other_every if other else None
         self.inner: Mode = inner
         self.checkpoint: Checkpoint = checkpoint
         self.step: int | None = None  # outer steps so far, in training: the inner rate may warm up over them
@@ -152,12 +156,11 @@ class LanguageModel(nn.Module):
         self.blocks = Blocks(
             Block(width, hidden, make(width=width, heads=heads), i >= depth - prime) for i, make in enumerate(mixers)
         )
-        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.norm = rms_norm(width)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=STD)
-        if warm_start is not None:
-            load_weights(self, Path(warm_start))
+        self.remarks = [] if warm_start is None else load_weights(self, Path(warm_start))
         self._check_windows()
         self.whole, self.mixed = self._hoisted()
 
@@ -237,7 +240,7 @@ class LanguageModel(nn.Module):
         """One segment, of which nothing is kept for the backward pass where there are several."""
         if self.segment is None or not torch.is_grad_enabled():
             return self._segment(tokens, states)
-        return cast(Prepared, recomputed(self._segment, tokens, states, use_reentrant=False))
+        return cast(Prepared, run_again(self._segment, tokens, states, use_reentrant=False))
 
     def _segment(self, tokens: Tensor, states: Carry) -> Prepared:
         x, kept = self.embedding(tokens), []
@@ -270,7 +273,7 @@ class LanguageModel(nn.Module):
         if h.shape[1] <= size:
             return self._loss(h, labels)
         pieces = zip(h.split(size, 1), labels.split(size, 1))
-        return torch.cat([cast(Tensor, recomputed(self._loss, *piece, use_reentrant=False)) for piece in pieces], 1)
+        return torch.cat([cast(Tensor, run_again(self._loss, *piece, use_reentrant=False)) for piece in pieces], 1)
 
     def _loss(self, h: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(h).mT, labels, reduction="none")
@@ -279,50 +282,6 @@ class LanguageModel(nn.Module):
         """Loss of each label, (B, C), and the states after the chunk."""
         h, states = self.features(fast, carry, chunk.inputs)
         return self.token_loss(h, chunk.labels), states
-
-
-def load_weights(model: LanguageModel, export: Path) -> None:
-    """Start from the weights of an exported language model; prime MLPs that it lacks say nothing at first.
-
-    Their last norm is scaled by 0, and learns first. Raises UserError for a folder that holds no such weights, and for
-    weights of other names or shapes.
-    """
-    from nested.exported import WEIGHTS, no_export, read_weights
-
-    try:
-        if not (export / WEIGHTS).is_file():
-            raise no_export(export)
-        given, own = read_weights(export / WEIGHTS), model.state_dict()
-    except UserError as error:
-        raise error.at("model.warm_start") from None
-    new = [name for name in own if name not in given and ".prime." not in name]
-    odd = [name for name in given if name not in own or given[name].shape != own[name].shape]
-    if new or odd:
-        text = f"{export} does not fit: {_difference(given, own, (*odd, *new))}"
-        raise UserError(text, key="model.warm_start", seen=str(export))
-    model.load_state_dict(given, strict=False)
-    for name, p in model.named_parameters():
-        if name not in given and name.endswith(".prime.post_norm.weight"):
-            nn.init.zeros_(p)
-
-
-def _difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Sequence[str]) -> str:
-    """Sizes in which weights differ from the model's own or, where these are equal, parameters of different shapes."""
-    if EMBEDDING not in given or BLOCK not in given:
-        held = ", ".join(f"{name} {tuple(w.shape)}" for name, w in list(given.items())[:TOLD])
-        needed = " and ".join(f"{name} {tuple(own[name].shape)}" for name in (EMBEDDING, BLOCK))
-        return f"it holds {held} and so on, and {needed} are needed; take the export of a language model of this kind"
-    then, now = _sizes(given), _sizes(own)
-    sizes = [f"{name} is {then[name]} there and {now[name]} here" for name in now if then[name] != now[name]]
-    shapes = [[tuple(t[name].shape) if name in t else "absent" for t in (given, own)] for name in names[:TOLD]]
-    said = sizes or [f"{name} is {a} there and {b} here" for name, (a, b) in zip(names, shapes)]
-    return f"{', '.join(said)}; all but prime MLPs must be the same"
-
-
-def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    (vocabulary, width), hidden = weights[EMBEDDING].shape, len(weights[BLOCK])
-    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    return {"vocabulary": vocabulary, "model.width": width, "model.depth": depth, "model.hidden": hidden}
 
 
 def _check_outputs(n_outputs: int, vocabulary: int | None, per_position: bool) -> None:

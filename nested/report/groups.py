@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from nested.remarks import kind
 from nested.report.records import Run
 from nested.report.wording import NONE, count, listed, steps
 from nested.wording import counted
@@ -191,7 +192,8 @@ def varied(values: Sequence[Mapping[str, object]]) -> list[str]:
 
 def notes(group: Group) -> list[str]:
     """Sentences that keep a reader from concluding too much."""
-    return [*_about_scores(group), *_about_seeds(group), *_about_sources(group), *_about_budgets(group)]
+    looks = (_about_scores, _about_remarks, _about_seeds, _about_sources, _about_budgets)
+    return [note for look in looks for note in look(group)]
 
 
 def _about_scores(group: Group) -> Iterator[str]:
@@ -213,6 +215,18 @@ def _about_scores(group: Group) -> Iterator[str]:
         yield f"{listed(at_once)} learned everything at once: without an order there is no forgetting and no transfer."
     if chosen := [m.label for m in group.members if any(s.judged_on != "test" for s in m.run.seeds)]:
         yield f"{listed(chosen)}: judged on validation data, not on the test part."
+
+
+def _about_remarks(group: Group) -> Iterator[str]:
+    """What was remarked of seeds, each kind once: as of the first, and how many more it is true of."""
+    said: dict[str, list[tuple[str, int, str]]] = {}
+    for run, _, label in group.members:
+        for seed in run.seeds:
+            for remark in seed.remarks:
+                said.setdefault(kind(remark), []).append((label, seed.seed, remark))
+    for (label, seed, remark), *others in said.values():
+        more = f" (and {counted(len(others), 'more seed')})" if others else ""
+        yield f"{listed([label])}, seed {seed}{more}: {remark}."
 
 
 def _about_seeds(group: Group) -> Iterator[str]:

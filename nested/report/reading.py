@@ -158,6 +158,7 @@ def _seed(seed: int, folder: Path | None, summary: Json, about: Json) -> Seed:
         positions=next(iter((fine or log.matrices(POSITIONS)).values()), None),
         frozen=next(iter((frozen or log.matrices(FROZEN)).values()), None),
         training=log.training,
+        remarks=tuple(log.remarks),
     )
 
 
@@ -179,6 +180,7 @@ class _Log:
     datasets: dict[int, Json] = field(default_factory=dict)
     views: dict[str, dict[str, dict[int, Json]]] = field(default_factory=dict)  # view -> part -> row -> event
     training: dict[int, float] = field(default_factory=dict)  # step -> loss
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, events: Sequence[Json]) -> _Log:
@@ -196,6 +198,8 @@ class _Log:
             self.views.setdefault(event["view"], {}).setdefault(event["part"], {})[int(event["row"])] = event
         elif kind == "metrics" and (loss := number((event.get("values") or {}).get("train/loss"))) is not None:
             self.training[int(event["step"])] = loss
+        elif kind == "remark":
+            self.remarks.append(str(event.get("text")))
         elif kind == "end":
             self.status, self.final = str(event.get("status")), event.get("values") or {}
 

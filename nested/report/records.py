@@ -41,6 +41,7 @@ class Seed:
     positions: Array | None = None  # (n + 1, n) share of judged positions right, where answers are sequences
     frozen: Array | None = None  # (n + 1, n) score of a model that learns nothing while it reads, where it can
     training: dict[int, float] = field(default_factory=dict)  # optimizer step -> training loss of the steps before it
+    remarks: tuple[str, ...] = ()  # what it said of itself, in order
 
     @property
     def matrix(self) -> Array | None:

@@ -34,7 +34,7 @@ Domains = dict[str, list[Path]]
 Reads = Callable[[bytes, str], Tensor]  # the text of a file, and its name -> tokens (n,)
 PACKAGES = 5  # of the standard library, where none are named
 NO_SUBJECT = ("modules", "distutils")  # what is in no package; what later versions of Python do not have
-NAMED = 5  # files named in a sentence
+NAMED = 5  # files or domains named in a sentence
 
 
 def text(
@@ -60,9 +60,9 @@ def text(
     or as tokens of a `tokenizer` file, for which they must be UTF-8. Each is in one part: in the order of the hashes of
     their paths, a tenth of a domain's bytes judges, and a tenth chooses. The files of a part, a newline between them,
     are cut into sequences of `length` tokens that follow each other without a gap; `n_train` and the others keep so
-    many, spread evenly over the part. Without `domains`, the `n_experiences` largest (null: all, or 5 packages), in
-    order of their names. Empty files are left out and recorded. Raises UserError for a domain that there is not, that
-    has too few files, or too little text.
+    many, spread evenly over the part, or all where it has fewer, which is recorded. Without `domains`, the
+    `n_experiences` largest (null: all, or 5 packages), in order of their names. Empty files are left out and recorded.
+    Raises UserError for a domain that there is not, that has too few files, or too little text.
     """
     folder = corpus.library_root() if path is None else user_path(path, root, "directory")
     chosen = _chosen(_found(path, folder), domains, n_experiences, path is None)
@@ -75,14 +75,15 @@ def text(
     reads = _bytes if reader is None else reader.tokens
     texts = {(n, part): _tokens(files, reads) for n, own in parts.items() for part, files in own.items()}
     _check_length(texts, parts, length)
-    x, made = _experiences(list(chosen), texts, length, (n_train, n_validation, n_test))
+    limits = (n_train, n_validation, n_test)
+    x, made = _experiences(list(chosen), texts, length, limits)
     vocabulary = corpus.VOCABULARY if reader is None else reader.vocabulary
     name = "standard_library" if path is None else folder.name
     stream = assemble(
         name, Source(name, x, x, vocabulary=vocabulary), made, shared_head(len(made), vocabulary),
         scenario="domain", boundary=boundary, blur=blur, repeats=repeats, seed=seed or 0,
     )  # fmt: skip
-    about = _about(chosen, path is None, reader)
+    about = {**_about(chosen, path is None, reader), **_fewer(made, limits)}
     return replace(stream, language=True, token_bytes=reader and reader.token_bytes, about=about)
 
 
@@ -131,13 +132,28 @@ def _divided(name: str, files: Sequence[Path], folder: Path, key: str) -> dict[s
 def _about(chosen: Domains, library: bool, reader: TokenizerFile | None) -> dict[str, str]:
     """Where the text comes from: what must be equal for numbers to be comparable, and what was left out."""
     empty = [f"{name}/{f.name}" for name, files in chosen.items() for f in files if not f.stat().st_size]
-    more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
     return {
         **({"python": platform.python_version()} if library else {}),
         "manifest": corpus.manifest(chosen),
         **({"tokenizer": reader.mark} if reader else {}),
-        **({"empty_files": ", ".join(empty[:NAMED]) + more} if empty else {}),
+        **({"empty_files": _few(empty)} if empty else {}),
     }
+
+
+def _fewer(experiences: Sequence[Experience], limits: Sequence[int | None]) -> dict[str, str]:
+    """The parts that have fewer sequences than asked for, with how many."""
+    found = []
+    for part, most in zip(PARTS, limits):
+        held = {e.name: len(getattr(e, part)) for e in experiences}
+        short = [f"{name} has {n}" for name, n in held.items() if most is not None and n < most]
+        found += [f"n_{part}={most}, and {_few(short)}"] if short else []
+    return {"fewer_sequences": "; ".join(found)} if found else {}
+
+
+def _few(named: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return ", ".join(named[:NAMED]) + more
 
 
 # -- what is in them ---------------------------------------------------------------------------------------------------

@@ -104,6 +104,15 @@ def test_a_limit_keeps_so_many_evenly_over_the_text(data):
     assert len(stream(data, "stream.n_train=999999").experiences[0].train) == n
 
 
+def test_fewer_sequences_than_asked_for_are_recorded(data):
+    prose, verse = ((len(e.train), len(e.test)) for e in stream(data).experiences)
+    assert verse[0] < prose[0]
+    asked = stream(data, f"stream.n_train={prose[0]}", "stream.n_test=9999")
+    tests = f"n_test=9999, and prose has {prose[1]}, verse has {verse[1]}"
+    assert asked.about["fewer_sequences"] == f"n_train={prose[0]}, and verse has {verse[0]}; {tests}"
+    assert "fewer_sequences" not in stream(data, "stream.n_train=3").about
+
+
 def test_borders_replay_and_joint_training_find_whole_sequences(data):
     plain, blurry = stream(data), stream(data, "stream.boundary=blurry", "stream.blur=0.5", "stream.repeats=2")
     assert len(plain.train) == sum(len(e.train) for e in plain.experiences)
