@@ -12,7 +12,9 @@ from typing import Any
 
 import nested
 
-PACKAGES = ("torch", "torchvision", "triton", "lightning", "torchmetrics", "avalanche-lib", "mlflow", "numpy")
+PACKAGES = (
+    "torch", "torchvision", "triton", "fla-core", "lightning", "torchmetrics", "avalanche-lib", "mlflow", "numpy",
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
