@@ -172,12 +172,15 @@ def weights_of(cell: Cell) -> Path:
 
 
 def judged_model(arm: str, data: str | None) -> Any:
-    """The arm's model of seed 1, at its best rate; trained where its weights are not kept."""
+    """The arm's judged model of seed 1; trained again where its weights are not kept."""
     import torch
 
     train, judged = texts(data)
-    of_text = [row for row in read(OUT) if row["text"] == digest(train, judged)]
-    cell = (arm, chosen(of_text, arm)[0]["rate"], 1, STEPS, digest(train, judged))
+    text = digest(train, judged)
+    rows = [r for r in read(OUT) if (r["arm"], r["text"], r["seed"]) == (arm, text, 1) and r["steps"] != SHORT]
+    if not rows:
+        raise SystemExit(f"{OUT} has no judged {arm} of this text; run experiments/ttt_e2e.py first")
+    cell = (arm, rows[0]["rate"], 1, rows[0]["steps"], text)
     if not weights_of(cell).exists():
         return trained(cell, train)[0]
     model = model_of(arm).eval()

@@ -4,7 +4,8 @@ A line `secret = NNNNNN` is put into files that were not trained on, then `secre
 Measured are the bits that the six digits then cost, minus their cost where another number had stood in the line: what
 having read the needle saves, paired over 256 haystacks. Within the window attention can copy; four windows in a row
 reach 252 bytes; beyond that only what was learned can answer. So what counts there is what reading with updates saves
-more than reading frozen, paired. The full attention of the same study, which sees all, is the positive control.
+more than reading frozen, paired. The full attention of the same study, which sees all, is the positive control, after
+as many steps as end-to-end and (with a +) after as many seconds.
 
 Expected: nothing beyond 252 bytes; the paper's own retrieval beyond the window is nil (arXiv 2512.23675, on S-NIAH).
 
@@ -27,6 +28,7 @@ from ttt_e2e import JUDGED, LENGTH, WINDOW, judged_model, placed, texts
 OUT = Path("reports/ttt_e2e_needle.json")
 DISTANCES = [WINDOW // 2, WINDOW, 2 * WINDOW, 4 * WINDOW, 7 * WINDOW]  # bytes from the needle's end to its question
 DIGITS = 6
+CONTROLS = ["full", "full+"]
 
 
 def haystacks(judged: Any, numbers: Any, asked: Any, distance: int) -> Any:
@@ -72,11 +74,11 @@ def main() -> None:
     parser.add_argument("--data", help="a directory of texts; the standard library without it")
     data = parser.parse_args().data
     judged, rows = texts(data)[1], []
-    ours, full = (judged_model(arm, data) for arm in ("end-to-end", "full"))
+    ours, *controls = (judged_model(arm, data) for arm in ("end-to-end", *CONTROLS))
     for distance in DISTANCES:
         frozen, reading = (saved(ours, judged, distance, frozen=way) for way in (True, False))
-        ways = {"full attention": saved(full, judged, distance, frozen=True), "frozen": frozen, "reading": reading,
-                "reading minus frozen": reading - frozen}  # fmt: skip
+        seen = {arm: saved(full, judged, distance, frozen=True) for arm, full in zip(CONTROLS, controls)}
+        ways = {**seen, "frozen": frozen, "reading": reading, "reading minus frozen": reading - frozen}
         for way, bits in ways.items():
             mean, half, p = paired(bits)
             rows.append({"distance": distance, "way": way, "saved_bits": mean, "ci95": half, "p": p})
