@@ -2,10 +2,11 @@
 
 A line `secret = NNNNNN` is put into files that were not trained on, then `secret = ` comes again after so many bytes.
 Measured are the bits that the six digits then cost, minus their cost where another number had stood in the line: what
-having read the needle saves, paired over 256 haystacks. Within the window attention can copy; four windows in a row
-reach 252 bytes; beyond that only what was learned can answer. So what counts there is what reading with updates saves
-more than reading frozen, paired. The full attention of the same study, which sees all, is the positive control, after
-as many steps as end-to-end and (with a +) after as many seconds.
+having read the needle saves, paired over 256 haystacks. Where that other number has the same digits in another order,
+it is what knowing their order saves, and not merely which digits there were. Within the window attention can copy;
+four windows in a row reach 252 bytes; beyond that only what was learned can answer. So what counts there is what
+reading with updates saves more than reading frozen, paired. The full attention of the same study, which sees all, is
+the positive control, after as many steps as end-to-end and (with a +) after as many seconds.
 
 Expected: nothing beyond 252 bytes; the paper's own retrieval beyond the window is nil (arXiv 2512.23675, on S-NIAH).
 
@@ -52,12 +53,17 @@ def lines(name: str, numbers: Any) -> Any:
     return torch.tensor([list(f"{name}{n:0{DIGITS}d}".encode()) for n in numbers])
 
 
-def saved(model: Any, judged: Any, distance: int, frozen: bool) -> Any:
-    """Bits that having read the number saves on its digits, each haystack paired with one of another number: (256,)."""
+def saved(model: Any, judged: Any, distance: int, frozen: bool, order: bool = False) -> Any:
+    """Bits that having read the number saves on its digits, each haystack paired with one of another number: (256,).
+
+    `order`: the other number has the same digits, in an order drawn until it is another one.
+    """
     import torch
 
     draw = np.random.default_rng(0)
     told, other = draw.integers(10**DIGITS, size=(2, JUDGED[1]))
+    told = np.where(told % 111_111, told, 123_456)  # one digit alone has no other order
+    other = np.array([reordered(n, draw) for n in told]) if order else other
     costs = []
     with torch.no_grad():
         for numbers in (told, other):
@@ -65,6 +71,13 @@ def saved(model: Any, judged: Any, distance: int, frozen: bool) -> Any:
             found = [model.nll(t[:, :-1], t[:, 1:], frozen=frozen)[:, -DIGITS:].sum(1) for t in text.split(16)]
             costs.append(torch.cat(found) / math.log(2))
     return (costs[1] - costs[0]).double().numpy()
+
+
+def reordered(number: int, draw: np.random.Generator) -> int:
+    digits = list(f"{number:0{DIGITS}d}")
+    while (other := int("".join(draw.permutation(digits)))) == number:
+        pass
+    return other
 
 
 def main() -> None:
@@ -79,6 +92,7 @@ def main() -> None:
         frozen, reading = (saved(ours, judged, distance, frozen=way) for way in (True, False))
         seen = {arm: saved(full, judged, distance, frozen=True) for arm, full in zip(CONTROLS, controls)}
         ways = {**seen, "frozen": frozen, "reading": reading, "reading minus frozen": reading - frozen}
+        ways["reading, order alone"] = saved(ours, judged, distance, frozen=False, order=True)
         for way, bits in ways.items():
             mean, half, p = paired(bits)
             rows.append({"distance": distance, "way": way, "saved_bits": mean, "ci95": half, "p": p})
