@@ -272,7 +272,7 @@ def recorded(runs: str) -> list[dict[str, Any]]:
     return rundir.read_events(found[0] / "seed-0" / "events.jsonl") if found else []
 
 
-def wait_for(condition: Any, seconds: float = 120) -> None:
+def wait_for(condition: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

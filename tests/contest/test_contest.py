@@ -221,7 +221,7 @@ def test_a_signal_stops_its_processes_with_all_saved_and_one_sentence(tmp_path: 
     )  # nothing was done twice
 
 
-def waited_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def waited_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
