@@ -14,7 +14,7 @@ a window of few chunks is no larger than what a list of them holds. The process 
 the step, has Linux forget its earlier peak (clear_refs) and reads the new one (VmHWM) after it: the peak that getrusage
 tells is taken over from the process that started it.
 
-Budget: half an hour of one core. Numbers: reports/ttt_e2e_cost.json.
+Budget: ten minutes of one core. Numbers: reports/ttt_e2e_cost.json, reports/ttt_e2e_memory.json.
 Run: .venv/bin/python experiments/ttt_e2e_cost.py
 """
 
