@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from nested_kernels.backend import using
 
+from nested.errors import UserError
+
 if TYPE_CHECKING:
     from nested.settings import Trainer
+
+
+def check_device(accelerator: str | None, key: str, option: str) -> None:
+    """Raise UserError for a GPU that is asked for, by an option as a user writes it, and not here."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        text = f"no CUDA device is visible here; use {option}cpu"
+        raise UserError(text, key=key, seen="gpu", allowed=["cpu"])
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from nested import exported, reading
-from nested.computing import device_of
+from nested.computing import check_device, device_of
 from nested.errors import UserError
 from nested.inner import Mode
 from nested.levels import token_levels
 from nested.sequences.text import as_bytes
 from nested.sequences.tokenizer import TokenizerFile
+from nested.settings import Accelerator
 
 Say = Callable[[str], None]
-Accelerator = Literal["cpu", "gpu", "auto"]
 EVERY_SECONDS = 5.0  # between two sentences about how far a long text is read
 PIECE = 16_384  # tokens read between two looks at the clock
 
@@ -58,9 +58,7 @@ class Writer:
 
     def __init__(self, export: Path, asked: Asked):
         found = exported.read(export)
-        if asked.accelerator == "gpu" and not torch.cuda.is_available():
-            text = "no CUDA device is visible here; use --accelerator cpu"
-            raise UserError(text, key="accelerator", seen="gpu", allowed=["cpu"])
+        check_device(asked.accelerator, "accelerator", "--accelerator ")
         self.asked, self.device = asked, device_of(asked.accelerator or found.config["trainer"]["accelerator"])
         self.model = _language_model(found, self.device)
         _check_learns(found.path, self.model, asked)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nested.causality import first_peek
-from nested.computing import device_of
+from nested.computing import check_device, device_of
 from nested.config import Config, build, flatten
 from nested.errors import UserError
 from nested.learner import Learner
@@ -31,9 +31,7 @@ def check(config: Config) -> None:
     if t.devices > 1:
         text = "more than one device is refused until a test covers it; start one run per device"
         raise UserError(text, key="trainer.devices", seen=t.devices, allowed=1)
-    if t.accelerator == "gpu" and not torch.cuda.is_available():
-        text = "no CUDA device is visible here; use trainer.accelerator=cpu"
-        raise UserError(text, key="trainer.accelerator", seen="gpu", allowed=["cpu"])
+    check_device(t.accelerator, "trainer.accelerator", "trainer.accelerator=")
     if not config.evaluate.parts:
         raise UserError(
             "test or validation, or both, must be evaluated",

@@ -16,6 +16,7 @@ from nested.signature import Bound, build
 
 Seed = Annotated[int, Bound(ge=0, lt=2**63)]  # what torch takes
 Components = ("stream", "model", "optim", "method")
+Accelerator = Literal["cpu", "gpu", "auto"]
 Groups = (*Components, "levels", "trainer", "tracking", "recipe")
 
 
@@ -36,7 +37,7 @@ class Trainer:
     threads: Positive | None = None  # torch threads; null = torch's own choice
     kernels: Literal["auto", "reference", "chunked", "triton"] = "auto"  # form of the fast recurrences
     devices: Positive = 1  # more than one is refused so far
-    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"  # auto: a GPU where there is one
+    accelerator: Accelerator = "cpu"  # auto: a GPU where there is one
     progress: bool = True  # a bar on standard error
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from nested.cli.options import ConfigDir, ExportName, Json, Names, Out, RunName, Runs
 from nested.cli.output import emit, say, show
+from nested.settings import Accelerator
 
 
 def report(names: Names, runs: Runs = "runs", out: Out = None, as_json: Json = False) -> None:
@@ -154,7 +155,7 @@ def generate(
         int, typer.Option(min=0, help="last updates of --state-in to undo first; later text is unread")
     ] = 0,
     accelerator: Annotated[
-        Literal["cpu", "gpu", "auto"] | None,
+        Accelerator | None,
         typer.Option(help="auto: a GPU where there is one; by default as it was run"),
     ] = None,
     runs: Runs = "runs",
