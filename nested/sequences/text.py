@@ -79,7 +79,7 @@ def divided(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     Another tenth chooses. A file that does not fit into its tenth any more is trained on; of three files or more every
     part has one, if need be the smallest. Raises UserError for fewer.
     """
-    left = sorted(files, key=lambda file: _place(file, root))
+    left = mixed(files, root)
     if len(left) < len(PARTS):
         text = f"{len(left)} with something in them; to train, to choose and to judge takes three files: split it up"
         raise UserError(text, key="text", seen=len(left), allowed=">= 3")
@@ -102,9 +102,14 @@ def _filling(share: float, files: Iterable[Path], most: int) -> list[Path]:
     return taken
 
 
-def _place(file: Path, root: Path) -> bytes:
-    name = file.relative_to(root).as_posix()
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+def mixed(files: Iterable[Path], root: Path) -> list[Path]:
+    """Files in the order of the hashes of their paths below `root`: folders mixed, on every machine the same way."""
+
+    def place(file: Path) -> bytes:
+        name = file.relative_to(root).as_posix()
+        return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+    return sorted(files, key=place)
 
 
 def as_bytes(text: bytes) -> Tensor:
