@@ -61,7 +61,7 @@ def peak_rss_bytes() -> int:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in a nested state."""
+    """Bytes of all tensors in a state, however it nests; a tensor that is expanded counts whole."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):

@@ -15,7 +15,7 @@ import torch
 from nested_kernels.backend import using
 from torch import Tensor, nn
 
-from nested.computing import device_of
+from nested.computing import check_device, device_of
 from nested.config import Config, amend, build, compose, from_dict
 from nested.environment import environment
 from nested.errors import UserError
@@ -107,7 +107,10 @@ def _config(export: Export, overrides: list[str], config_dir: str | Path | None)
     chosen = any(text.startswith("stream=") for text in overrides)
     kept = KEPT if chosen else (*KEPT, "stream")  # the run's need not even be importable here where another is chosen
     raw = {**compose([], config_dir).to_dict(), **{k: export.config[k] for k in kept}}
-    return amend(from_dict(raw), overrides, config_dir)
+    config = amend(from_dict(raw), overrides, config_dir)
+    if any(text.startswith("trainer.accelerator=") for text in overrides):  # a run's own GPU need not be here
+        check_device(config.trainer.accelerator, "trainer.accelerator", "trainer.accelerator=")
+    return config
 
 
 def _parts(judge: Learner, config: Config) -> dict[str, Scores]:

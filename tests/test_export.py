@@ -211,6 +211,18 @@ def test_a_stream_that_does_not_fit(
         evaluate(export(trained(name)), overrides)
 
 
+def test_a_gpu_that_is_asked_for_is_here_and_a_runs_own_need_not_be(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device is visible here"):
+        evaluate(made, ["trainer.accelerator=gpu"])
+    ran = (made / "config.yaml").read_text()
+    assert ran.count("accelerator: cpu") == 1
+    rewrite(made, "config.yaml", ran.replace("accelerator: cpu", "accelerator: gpu").encode())
+    assert evaluate(made).repeats
+
+
 def test_samples_of_another_shape(made: Path, tmp_path: Path) -> None:
     import numpy as np
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from nested.errors import UserError
 
@@ -20,11 +19,6 @@ class Convolved(NamedTuple):
 
     seen: Tensor  # (B, S-1, channels)
     memory: Tensor  # (B, H, V, K)
-
-
-def state_bytes(state: Any) -> int:
-    """Bytes in the tensors of a state, however it nests: what a sequence's past costs to keep, for its whole batch."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
 
 
 def head_size(width: int, heads: int, rotary: bool = False) -> int:

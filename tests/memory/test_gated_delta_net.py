@@ -8,9 +8,9 @@ from same import assert_same
 from torch import Tensor
 from torch.testing import assert_close
 
+from nested.cost import tensor_bytes
 from nested.errors import UserError
 from nested.memory.gated_delta_net import GatedDeltaNet, gated_delta_rule
-from nested.memory.state import state_bytes
 
 
 def by_hand(m: GatedDeltaNet, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def test_thousands_of_tokens_stay_finite_and_its_state_is_one_matrix_for_each_he
     y, state = m(3 * torch.randn(2, 4096, 16))
     assert y.isfinite().all()
     assert state.memory.shape == (2, 2, 16, 8)
-    assert state_bytes(state) == state_bytes(m.initial_state(2)) == 2 * 4 * (2 * 16 * 8 + 3 * 2 * (8 + 8 + 16))
+    assert tensor_bytes(state) == tensor_bytes(m.initial_state(2)) == 2 * 4 * (2 * 16 * 8 + 3 * 2 * (8 + 8 + 16))
 
 
 @pytest.mark.parametrize("name", ["key_size", "expand", "convolution", "heads"])

@@ -7,10 +7,10 @@ from same import assert_same
 from torch import Tensor
 from torch.testing import assert_close
 
+from nested.cost import tensor_bytes
 from nested.errors import UserError
 from nested.memory.decay import RATES, STEPS, Decay
 from nested.memory.mamba2 import Mamba2
-from nested.memory.state import state_bytes
 
 
 def by_hand(m: Mamba2, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def test_its_state_is_one_matrix_for_each_head_and_the_convolutions_last_tokens(
     m = Mamba2(12, 3, key_size=10)
     _, state = m(torch.randn(2, 70, 12))
     assert state.memory.shape == (2, 3, 8, 10)
-    assert state_bytes(state) == state_bytes(m.initial_state(2)) == 2 * 4 * (3 * 8 * 10 + 3 * (24 + 10 + 10))
+    assert tensor_bytes(state) == tensor_bytes(m.initial_state(2)) == 2 * 4 * (3 * 8 * 10 + 3 * (24 + 10 + 10))
 
 
 def test_a_head_starts_with_a_step_and_a_rate_from_their_ranges() -> None:

@@ -10,10 +10,10 @@ from same import assert_same
 from torch import Tensor
 from torch.testing import assert_close
 
+from nested.cost import tensor_bytes
 from nested.errors import UserError
 from nested.layers.rotary import rotate
 from nested.memory.pruned_attention import HeavyHitterAttention, PrunedAttention, StreamingAttention
-from nested.memory.state import state_bytes
 from nested.memory.window_attention import WindowAttention
 
 both = pytest.mark.parametrize("kind", [StreamingAttention, HeavyHitterAttention])
@@ -140,7 +140,7 @@ def test_the_cache_never_holds_more_than_its_budget(kind: type[PrunedAttention])
         kept = min(read, 6)
         assert state.keys.shape == state.values.shape == (3, 2, kept, 4)
         more = 0 if kind is StreamingAttention else 3 * (2 * kept * 4 + 8)  # attention gathered, tokens read
-        assert state_bytes(state) == 3 * 2 * kept * (4 + 4) * 4 + more
+        assert tensor_bytes(state) == 3 * 2 * kept * (4 + 4) * 4 + more
 
 
 def test_what_was_pruned_leaves_no_trace_in_positions() -> None:

@@ -1,18 +1,9 @@
-"""What a state weighs, and which heads fit a width."""
+"""Which heads fit a width."""
 
 import pytest
-import torch
 
 from nested.errors import UserError
-from nested.memory.state import Convolved, head_size, state_bytes
-
-
-def test_a_states_bytes_are_those_of_its_tensors_however_they_nest() -> None:
-    seen = torch.zeros(2, 3, dtype=torch.float64)
-    wide = torch.zeros(1, 5).expand(2, 5)  # counted as each sequence's own
-    assert state_bytes(seen) == 48
-    assert state_bytes({"a": [Convolved(seen, wide), None], "read": 7}) == 48 + 40
-    assert state_bytes(None) == 0
+from nested.memory.state import head_size
 
 
 def test_heads_fit_where_they_divide_the_width_into_sizes_that_can_be_turned() -> None:

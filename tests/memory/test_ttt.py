@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from same import assert_same
 from torch import Tensor, nn
 
+from nested.cost import tensor_bytes
 from nested.errors import UserError
 from nested.layers.rotary import rotate
-from nested.memory.state import state_bytes
 from nested.memory.ttt import TTTMLP, TTTLinear
 
 both = pytest.mark.parametrize("kind", [TTTLinear, TTTMLP])
@@ -86,8 +86,8 @@ def test_what_it_learned_stays_after_the_mini_batch_and_only_then(kind: type[TTT
 def test_its_state_is_the_network_and_less_than_a_mini_batch_of_tokens(kind: type[TTTLinear]) -> None:
     m = kind(12, 3)
     numbers = 4 * 4 + 4 if kind is TTTLinear else 2 * 4 * 16 + 16 + 4
-    assert state_bytes(m.initial_state(2)) == state_bytes(m(torch.randn(2, 32, 12))[1]) == 2 * 4 * 3 * numbers
-    assert state_bytes(m(torch.randn(2, 47, 12))[1]) == 2 * 4 * 3 * (numbers + 15 * (4 + 4 + 1))
+    assert tensor_bytes(m.initial_state(2)) == tensor_bytes(m(torch.randn(2, 32, 12))[1]) == 2 * 4 * 3 * numbers
+    assert tensor_bytes(m(torch.randn(2, 47, 12))[1]) == 2 * 4 * 3 * (numbers + 15 * (4 + 4 + 1))
 
 
 @both

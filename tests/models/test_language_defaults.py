@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from nested.config import build, compose
+from nested.cost import tensor_bytes
 from nested.inner import FastState, initial_state, read
 from nested.levels import from_config, token_levels
-from nested.memory.state import state_bytes
 
 BASELINES = [
     "full_attention", "sliding_window", "hybrid_attention", "language_mamba2", "language_gated_delta_net",
@@ -50,7 +50,7 @@ def held(*overrides: str) -> int:
     """Bytes of caches and fast weights; a sum of gradients takes none between two chunks."""
     state = read_by(*overrides)
     assert all(not g.any() and g.untyped_storage().nbytes() < 64 for g in state.gathered.values())
-    return state_bytes((state.carry, state.fast))
+    return tensor_bytes((state.carry, state.fast))
 
 
 @pytest.mark.parametrize("name", ["language_streaming", "language_heavy_hitter"])
