@@ -31,8 +31,8 @@ matched seconds, below first order and naive, too; its gain over updates off gro
 stays; more of the way to full attention than the whole (this small, full attention trains slowly); the others between
 the sliding window and end-to-end.
 
-Budget: two hours of two cores were planned; with rates beyond the first three and first order at equal seconds it takes
-three. Resumed cell by cell from reports/ttt_e2e.jsonl. Figure: reports/ttt_e2e.png.
+Budget: two hours of two cores were planned; with rates beyond the first three, equal seconds and equal states it takes
+more, reports/LOG.md says how much. Resumed cell by cell from reports/ttt_e2e.jsonl. Figure: reports/ttt_e2e.png.
 Run: .venv/bin/python experiments/ttt_e2e.py [--data DIR] [WORKERS]
 """
 

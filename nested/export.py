@@ -1,9 +1,9 @@
 """A seed's final model as a folder that stands alone: what it is made of, and what is needed to judge it again.
 
-EXPORT/{config.yaml, model.safetensors, export.json}. The weights are those that the run judges first: the method's main
-view, be it an average of weights or a memory in the head's place. Nothing is pickled. `export.json` is written last and
-holds the digests of the other two, the shapes the model was built for, the layout of its outputs and the last row of
-the run's matrix.
+EXPORT/{config.yaml, model.safetensors, export.json}, and tokenizer.json of a text that was read with one. The weights
+are those that the run judges first: the method's main view, be it an average of weights or a memory in the head's
+place. Nothing is pickled. `export.json` is written last and holds the digests of the others, the shapes the model was
+built for, the layout of its outputs and the last row of the run's matrix.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from nested import rundir
 from nested.continuing import check_data
 from nested.environment import environment, package_version
 from nested.errors import UserError
-from nested.exported import ABOUT, CONFIG, FORMAT, WEIGHTS, sha256
+from nested.exported import ABOUT, CONFIG, FORMAT, TOKENIZER, WEIGHTS, sha256
 from nested.model_context import model_context
 from nested.signature import build
+from nested.streams.files import user_path
 
 if TYPE_CHECKING:
     from nested.learner import Learner
@@ -52,7 +53,7 @@ def export(run: Path, seed: int | None = None, to: Path | None = None) -> Path:
     config = {k: v for k, v in rundir.read_config(directory).items() if k not in ELSEWHERE}
     model = _standalone(learner, config, weights)
     _check_equal(learner, model)
-    _write(target, _tensors(model.state_dict()), config, about)
+    _write(target, _tensors(model.state_dict()), config, about, _tokenizer(learner.stream, config))
     return target
 
 
@@ -209,10 +210,20 @@ def _answers(learner: Learner, model: nn.Module, batch: Batch) -> Tensor:
     return model(batch.x) if own is None else own(batch.x, batch.y)
 
 
-def _write(target: Path, weights: dict[str, Tensor], config: dict[str, Any], about: dict[str, Any]) -> None:
+def _tokenizer(stream: Stream, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """The tokenizer file of a text that was read with one, a moment ago."""
+    if "tokenizer" not in stream.about:
+        return {}
+    file = user_path(config["stream"]["tokenizer"], config["data"]["root"], "tokenizer file")
+    return {TOKENIZER: file.read_bytes()}
+
+
+def _write(
+    target: Path, weights: dict[str, Tensor], config: dict[str, Any], about: dict[str, Any], more: dict[str, bytes]
+) -> None:
     from omegaconf import OmegaConf
 
-    files = {WEIGHTS: to_bytes(weights), CONFIG: OmegaConf.to_yaml(OmegaConf.create(config)).encode()}
+    files = {WEIGHTS: to_bytes(weights), CONFIG: OmegaConf.to_yaml(OmegaConf.create(config)).encode(), **more}
     with rundir.said(target):
         target.mkdir(parents=True, exist_ok=True)
     (target / ABOUT).unlink(missing_ok=True)  # from here on it is no export, until it is a whole one

@@ -24,9 +24,10 @@ from nested.signature import build
 
 if TYPE_CHECKING:
     from nested.methods.method import Method
+    from nested.sequences.tokenizer import TokenizerFile
 
 FORMAT = 1
-WEIGHTS, CONFIG, ABOUT = "model.safetensors", "config.yaml", "export.json"
+WEIGHTS, CONFIG, ABOUT, TOKENIZER = "model.safetensors", "config.yaml", "export.json", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ class Export:
         said = self.about["stream"]
         stream, levels = SimpleNamespace(about=said, **said), from_config(level_configs(self.config["levels"]))
         return self._component("model", **model_context(stream, levels))
+
+    def tokenizer(self) -> TokenizerFile | None:
+        """The one that the run read its text with; None where it read bytes. Raises UserError."""
+        if not self.about["stream"].get("tokenizer"):
+            return None
+        if TOKENIZER not in self.about["files"]:
+            text = f"{self.path} does not hold the tokenizer of its text; export the run again"
+            raise UserError(text, key="export", seen=str(self.path))
+        from nested.sequences.tokenizer import TokenizerFile
+
+        return TokenizerFile(self.path / TOKENIZER)
 
     def _component(self, group: str, **context: Any) -> Any:
         """Raises UserError with the package that the component came from, where it cannot be built here."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from nested import exported, reading
 from nested.computing import check_device, device_of
 from nested.errors import UserError
 from nested.inner import Mode
-from nested.levels import token_levels
+from nested.levels import Level, token_levels
 from nested.sequences.text import as_bytes
-from nested.sequences.tokenizer import TokenizerFile
 from nested.settings import Accelerator
 
 Say = Callable[[str], None]
@@ -62,11 +61,10 @@ class Writer:
         self.asked, self.device = asked, device_of(asked.accelerator or found.config["trainer"]["accelerator"])
         self.model = _language_model(found, self.device)
         _check_learns(found.path, self.model, asked)
-        file = found.config["stream"].get("tokenizer")
-        self.tokenizer = TokenizerFile(Path(file).expanduser()) if file else None  # None: bytes
+        self.tokenizer = found.tokenizer()  # None: bytes
         self.reading: reading.Reading | None = None
         if asked.shift_norm is not None:
-            self.model.levels = tuple(replace(level, shift_norm=asked.shift_norm) for level in self.model.levels)
+            self.model.levels = _bounded(self.model.levels, asked.shift_norm)
 
     def restore(self, file: Path) -> None:
         """Go on from a state that was saved, with as many samples as are asked for. Raises UserError."""
@@ -158,6 +156,14 @@ def _check_learns(export: Path, model: Any, asked: Asked) -> None:
     if given and not token_levels(model.levels):
         text = f"no level of {export} learns while it reads; leave --{given.replace('_', '-')} out"
         raise UserError(text, key=given, seen=getattr(asked, given))
+
+
+def _bounded(levels: Sequence[Level], shift_norm: float) -> tuple[Level, ...]:
+    """The levels, moved no further than so much. Raises UserError for a norm that is not above zero."""
+    try:
+        return tuple(replace(level, shift_norm=shift_norm) for level in levels)
+    except UserError as error:
+        raise error.at("shift_norm") from None
 
 
 def _language_model(found: exported.Export, device: torch.device) -> Any:

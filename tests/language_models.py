@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import tokenizers as hf
 import torch
 from safetensors.torch import save
 
@@ -16,6 +17,7 @@ from nested.memory.window_attention import WindowAttention
 from nested.models.language import Block, LanguageModel
 
 V, WINDOW = 11, 6
+TEXT = "The cat says: héllo ☃!\n\x00"
 
 
 def reading(eta: float = 1.0, chunk: int = 3, **more: Any) -> tuple[Level, ...]:
@@ -69,3 +71,18 @@ def exported(model: LanguageModel, folder: Path, **about: Any) -> str:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return str(folder)
+
+
+def byte_level(where: Path) -> Path:
+    """The file of a byte-level tokenizer that would cut its texts short and fill them up, if it were let."""
+    made = hf.Tokenizer(hf.models.BPE())
+    made.pre_tokenizer, made.decoder = hf.pre_tokenizers.ByteLevel(add_prefix_space=False), hf.decoders.ByteLevel()
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
+    )
+    made.train_from_iterator([TEXT, "the cat says the cat"], trainer)
+    made.enable_truncation(4)
+    made.enable_padding(length=40)
+    made.save(str(where / "bytes.json"))
+    return where / "bytes.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from language_models import TEXT, byte_level
 
 from nested import generation, reading
 from nested.cli import main
@@ -15,6 +16,7 @@ from nested.errors import UserError
 from nested.evaluation import evaluate
 from nested.export import export
 from nested.run import run
+from nested.sequences.tokenizer import TokenizerFile
 
 TINY = [
     "stream=text", "stream.length=16", "stream.n_train=8", "stream.n_validation=2", "stream.n_test=2", "tracking=off",
@@ -181,6 +183,32 @@ def test_a_frozen_read_makes_no_updates_and_later_ones_are_counted(folder, capsy
     assert generated(capsys, str(folder), "--prompt", "a text of", "--frozen", *ask)["updates"] == 0  # 9 tokens
     assert generated(capsys, str(folder), "--state-in", state, "--prompt", "words", *ask)["updates"] == 1  # after 12
     assert generated(capsys, str(folder), "--state-in", state, "--prompt", "words", "--frozen", *ask)["updates"] == 1
+
+
+def test_tokens_are_those_of_the_file_that_the_run_read_with(capsys, tmp_path) -> None:
+    """The export holds it: what lies where it was, is another one now."""
+    words = "a text of some words, again and again; "
+    (tmp_path / "data" / "texts" / "one").mkdir(parents=True)
+    for i in range(6):
+        (tmp_path / "data" / "texts" / "one" / f"{i}.txt").write_text(words * 20)
+    tokenizer = byte_level(tmp_path / "data")
+    own = TokenizerFile(tokenizer)
+    of_text = [f"data.root={tmp_path / 'data'}", "stream.path=texts", f"stream.tokenizer={tokenizer.name}"]
+    made = export(run(compose([*TINY, *TTT_E2E, *of_text, f"runs={tmp_path / 'runs'}"])).path, None, tmp_path / "made")
+    tokenizer.unlink()
+    found = generated(capsys, str(made), "--prompt", TEXT, "--tokens", "3", "--temperature", "0")
+    assert found["tokens_read"] == len(own.tokens(TEXT.encode(), "it")) + 3 < len(TEXT.encode())
+    assert set(found["texts"][0]) <= set(b"".join(map(own.spell, range(own.vocabulary))).decode(errors="replace"))
+
+    about = json.loads((made / "export.json").read_text())
+    del about["files"]["tokenizer.json"]
+    (made / "export.json").write_text(json.dumps(about))
+    assert "the tokenizer of its text; export the run again" in refused(capsys, str(made), "--prompt", "a")
+
+
+def test_a_bound_of_nothing_is_named_as_it_was_given(folder, capsys) -> None:
+    told = refused(capsys, str(folder), "--prompt", "a", "--shift-norm", "0")
+    assert told.startswith("nested: shift_norm: 0.0 is not allowed")
 
 
 def test_a_last_character_that_is_cut_off_is_shown(folder, capsys, monkeypatch) -> None:

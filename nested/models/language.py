@@ -10,7 +10,8 @@ transformer, without a window full attention, with other mixers Mamba-2, Gated D
 What no fast weight reaches, the blocks below the first one and that block's attention, runs once over all tokens,
 outside of the inner loop (`prepare`), in segments that are computed again in the backward pass if asked for.
 
-Departures: everything is float32 or wider, and there is no document mask (the authors' code has none either).
+Departures: fast weights, their updates and all losses are float32 or wider, and there is no document mask (the authors'
+code has none either).
 
 Shapes: B batch, T tokens, C tokens of a chunk, D width, V vocabulary.
 """
@@ -36,6 +37,7 @@ from nested.layers.norm import rms_norm
 from nested.layers.swiglu import NormedSwiGLU
 from nested.levels import Level, assign_tokens, check_chunks, check_whole_chunks
 from nested.memory.contract import ask, check_memory
+from nested.memory.pruned_attention import HeavyHitterAttention, StreamingAttention
 from nested.memory.window_attention import Held, WindowAttention
 from nested.models.warm_start import load_weights
 from nested.precision import wide
@@ -167,11 +169,11 @@ class LanguageModel(nn.Module):
     def _check_windows(self) -> None:
         """Raise UserError for a window shorter than a chunk: some tokens would be neither seen any more nor learned."""
         chunk = min((level.period for level in self.levels), default=0)
-        for mixer in (cast(Block, block).mixer for block in self.blocks):
-            if isinstance(mixer, WindowAttention) and mixer.window is not None and mixer.window < chunk:
-                text = f"a window of {mixer.window} tokens is shorter than a chunk of {chunk}: tokens between them are "
+        for key, window in (_window(cast(Block, block).mixer) for block in self.blocks):
+            if window is not None and window < chunk:
+                text = f"a window of {window} tokens is shorter than a chunk of {chunk}: tokens between them are "
                 text += "neither seen nor learned; take a longer window, or shorter chunks (levels.*.chunk_tokens)"
-                raise UserError(text, key="model.mixer.window", seen=mixer.window, allowed=f">= {chunk}")
+                raise UserError(text, key=f"model.mixer.{key}", seen=window, allowed=f">= {chunk}")
 
     def _hoisted(self) -> tuple[int, bool]:
         """How many blocks `prepare` runs, and whether it runs the next one's mixer, too."""
@@ -282,6 +284,19 @@ class LanguageModel(nn.Module):
         """Loss of each label, (B, C), and the states after the chunk."""
         h, states = self.features(fast, carry, chunk.inputs)
         return self.token_loss(h, chunk.labels), states
+
+
+def _window(mixer: nn.Module) -> tuple[str, int | None]:
+    """The key that decides how many of the last tokens attention is sure to see, and the number; None: all, or none."""
+    match mixer:
+        case WindowAttention():
+            return "window", mixer.window
+        case StreamingAttention():
+            return "budget", mixer.budget - mixer.sinks
+        case HeavyHitterAttention():
+            return "recent", mixer.recent
+        case _:
+            return "", None
 
 
 def _check_outputs(n_outputs: int, vocabulary: int | None, per_position: bool) -> None:

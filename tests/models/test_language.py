@@ -18,6 +18,7 @@ from nested.errors import Diverged, UserError
 from nested.inner import initial_state, read
 from nested.levels import Level, eta_at
 from nested.memory.lstm import LSTMMemory
+from nested.memory.pruned_attention import HeavyHitterAttention, StreamingAttention
 from nested.memory.window_attention import WindowAttention
 from nested.models.language import LanguageModel
 
@@ -362,6 +363,10 @@ def test_wrong_input_is_named() -> None:
         small(reading(chunk=5))
     with pytest.raises(UserError, match=r"model.mixer.window: a window of 3 tokens is shorter than a chunk of 4"):
         small(reading(chunk=4), window=3)
+    with pytest.raises(UserError, match=r"model.mixer.budget: a window of 3 tokens is shorter than a chunk of 4"):
+        small(reading(chunk=4), mixer=partial(StreamingAttention, budget=5, sinks=2))
+    with pytest.raises(UserError, match=r"model.mixer.recent: a window of 3 tokens is shorter than a chunk of 4"):
+        small(reading(chunk=4), mixer=partial(HeavyHitterAttention, budget=7))
     with pytest.raises(UserError, match=r"model.other_every: of 3 blocks none is number 6"):
         small(other=WindowAttention)
     with pytest.raises(UserError, match="into even sizes"):

@@ -2,10 +2,11 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import tokenizers as hf
 import torch
+from language_models import TEXT, byte_level
 
 from nested.config import compose
 from nested.errors import UserError
@@ -13,7 +14,6 @@ from nested.sequences.bits import bits, byte_count
 from nested.sequences.tokenizer import TokenizerFile, spelled
 from nested.signature import build
 
-TEXT = "The cat says: héllo ☃!\n\x00"
 BYTE_LEVEL = {"decoder": {"type": "ByteLevel"}, "added_tokens": [{"id": 2, "content": "<|end|>"}]}
 
 
@@ -44,25 +44,6 @@ def test_without_the_package_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install .*\[text\]'") as refused:
         build(compose(["stream=text", f"stream.tokenizer={file}"]).stream, "stream")
     assert refused.value.key == "stream.tokenizer"
-
-
-# -- with the package --------------------------------------------------------------------------------------------------
-
-
-def byte_level(where: Path) -> Path:
-    """A byte-level tokenizer that would cut its texts short and fill them up, if it were let."""
-    hf = pytest.importorskip("tokenizers")
-    made = hf.Tokenizer(hf.models.BPE())
-    made.pre_tokenizer, made.decoder = hf.pre_tokenizers.ByteLevel(add_prefix_space=False), hf.decoders.ByteLevel()
-    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
-    trainer = hf.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
-    )
-    made.train_from_iterator([TEXT, "the cat says the cat"], trainer)
-    made.enable_truncation(4)
-    made.enable_padding(length=40)
-    made.save(str(where / "bytes.json"))
-    return where / "bytes.json"
 
 
 def test_every_byte_of_a_text_is_in_one_token(tmp_path):
@@ -98,7 +79,6 @@ def test_a_stream_of_tokens_knows_their_bytes(tmp_path):
 
 
 def test_a_tokenizer_that_does_not_keep_the_text_is_refused_even_where_the_number_of_bytes_is_right(tmp_path):
-    hf = pytest.importorskip("tokenizers")
     made = hf.Tokenizer(hf.models.WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
     made.save(str(tmp_path / "words.json"))
     reader = TokenizerFile(tmp_path / "words.json")
@@ -108,7 +88,6 @@ def test_a_tokenizer_that_does_not_keep_the_text_is_refused_even_where_the_numbe
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
-    pytest.importorskip("tokenizers")
     (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
     with pytest.raises(UserError, match=r"other\.json is no tokenizer\.json"):
         TokenizerFile(tmp_path / "other.json")
