@@ -124,6 +124,12 @@ def gradients(model: TinyReader, nll: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, torch.autograd.grad(weighted(nll), params), strict=True))
 
 
+def same_gradient(found: Tensor, wanted: Tensor, name: str) -> None:
+    """To a part of the largest entry: in a small one large terms from a chain of updates cancel."""
+    most = 1e-12 * float(wanted.abs().max())
+    assert_close(found, wanted, rtol=0, atol=most, msg=lambda text: f"{name}: {text}")
+
+
 @pytest.mark.parametrize(
     "levels",
     [two(), three(), three(gather="mean"), three(clip_norm=0.2), [level("all", ("a", "b", "bias", "c"), 3)]],
@@ -134,11 +140,11 @@ def test_values_and_all_gradients_equal_a_loop_over_sequences_and_tokens(levels:
     model, tokens = TinyReader(), some(n)
     expected, ends = by_hand(model, levels, tokens)
     nll, state = fresh(model, levels, tokens)
-    assert_close(nll, expected, rtol=1e-11, atol=1e-12)
+    assert_close(nll, expected, rtol=1e-12, atol=1e-12)
     for name, w in state.fast.items():
-        assert_close(w, torch.stack([end[name] for end in ends]), rtol=1e-11, atol=1e-12)
+        assert_close(w, torch.stack([end[name] for end in ends]), rtol=1e-12, atol=1e-12)
     for (name, g), h in zip(gradients(model, nll).items(), gradients(model, expected).values()):
-        assert_close(g, h, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        same_gradient(g, h, name)
 
 
 def test_the_sum_of_updates_is_equation_71() -> None:
@@ -171,7 +177,7 @@ def test_clipping_bounds_the_norm_of_each_sequences_gradient_over_all_tensors_of
 
     free = norms(None)
     for limit in (0.9 * free.min(), free.median(), 1.1 * free.max()):
-        assert_close(norms(limit.item()), free.clamp(max=limit), rtol=1e-10, atol=1e-12)
+        assert_close(norms(limit.item()), free.clamp(max=limit), rtol=1e-12, atol=1e-12)
 
 
 class ScaledReader(TinyReader):
@@ -225,7 +231,22 @@ def test_weights_change_at_their_ticks_and_not_by_one_bit_otherwise() -> None:
     assert state.pending.shape == (B, 2)
 
 
-@pytest.mark.parametrize("levels", [two(), three(clip_norm=0.3)], ids=["two", "three, clipped"])
+SHIFT = 0.05  # less than an update moves the weights
+
+
+def test_a_shift_that_is_bound_is_as_long_as_it_may_be_after_every_chunk() -> None:
+    model, tokens, levels = TinyReader(), some(13, 2), three(shift_norm=SHIFT)
+    for chunks in range(1, 7):
+        shift = fresh(model, levels, tokens[:, : 2 * chunks + 1])[1].fast["a"] - model.a
+        norms = shift.flatten(1).norm(dim=1)
+        assert_close(norms, torch.full_like(norms, SHIFT), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [two(), three(clip_norm=0.3), three(shift_norm=SHIFT)],
+    ids=["two", "three, clipped", "three, shift bound"],
+)
 def test_outer_gradients_match_finite_differences_and_no_other_mode_has_them(levels: list[Level]) -> None:
     model, tokens, step = TinyReader(), some(13, 2), 1e-5
     nll, _ = fresh(model, levels, tokens)
@@ -290,7 +311,7 @@ def test_truncation_equals_a_loop_that_detaches_updates_and_never_the_initial_st
     cut = gradients(model, fresh(model, levels, tokens, mode="truncated", truncate=b)[0])
     full = gradients(model, fresh(model, levels, tokens)[0])
     for n, g in cut.items():
-        assert_close(g, expected[n], rtol=1e-10, atol=1e-12)
+        same_gradient(g, expected[n], n)
         assert not torch.allclose(g, full[n], rtol=1e-3)
 
 
@@ -317,8 +338,8 @@ def test_eta_zero_is_the_static_network_with_its_gradient() -> None:
     static = initial_state(model, levels, B).fast
     expected, _ = model.chunk_loss(static, None, Chunk(model.prepare(tokens[:, :-1]), tokens[:, 1:]))
     assert_close(nll, expected, rtol=1e-12, atol=1e-13)
-    for g, h in zip(gradients(model, nll).values(), gradients(model, expected).values()):
-        assert_close(g, h, rtol=1e-10, atol=1e-12)
+    for (name, g), h in zip(gradients(model, nll).items(), gradients(model, expected).values()):
+        same_gradient(g, h, name)
 
 
 def test_a_batch_equals_its_sequences_one_by_one() -> None:
@@ -436,7 +457,7 @@ def test_checkpointed_reading_in_pieces_equals_not(how: str, mode: Any, truncate
         assert torch.equal(*found)
         one, two_ = (gradients(model, nll) for nll in found)
         for n, g in one.items():
-            assert_close(two_[n], g, rtol=1e-12, atol=1e-12 * float(g.abs().max()))
+            same_gradient(two_[n], g, n)
 
 
 @AGAIN
@@ -590,7 +611,7 @@ def test_gradients_pass_from_piece_to_piece_until_detached() -> None:
     first, state = fresh(model, levels, tokens[:, :6])
     second, _ = read(model, levels, state, tokens[:, 6:])
     for n, g in gradients(model, torch.cat([first, second], 1)).items():
-        assert_close(g, exact[n], rtol=1e-10, atol=1e-12)
+        same_gradient(g, exact[n], n)
     second, _ = read(model, levels, state.detach(), tokens[:, 6:])
     assert torch.autograd.grad(weighted(second), model.a, allow_unused=True)[0] is None
 
@@ -612,7 +633,7 @@ def test_a_chunk_of_one_learns_from_each_token_before_it_is_read() -> None:
     repeated = torch.full_like(tokens, 2)
     nll, _ = fresh(model, levels, repeated)
     assert (nll[0, 1:] < nll[0, :-1]).all()  # one thing said again and again is expected more each time
-    assert_close(fresh(model, levels, tokens)[0], by_hand(model, levels, tokens)[0], rtol=1e-11, atol=1e-12)
+    assert_close(fresh(model, levels, tokens)[0], by_hand(model, levels, tokens)[0], rtol=1e-12, atol=1e-12)
 
 
 def test_a_reset_level_begins_each_context_of_the_slower_one_at_its_initial_state() -> None:

@@ -47,6 +47,8 @@ def load_weights(model: LanguageModel, export: Path) -> list[str]:
     except UserError as error:
         raise error.at("model.warm_start") from None
     model.load_state_dict(given, strict=False)
+    if any(given[name].dtype.itemsize > own[name].dtype.itemsize for name in given):
+        remarks.append("the warm start is rounded: its weights are float64, and a model is made in float32")
     for name, p in model.named_parameters():
         if name not in given and name.endswith(".prime.post_norm.weight"):
             nn.init.zeros_(p)

@@ -36,6 +36,13 @@ def test_a_baseline_has_the_parameters_of_ttt_e2e(name: str) -> None:
     assert parameters(name) == pytest.approx(parameters("ttt_e2e"), rel=0.01)
 
 
+@pytest.mark.parametrize(("depth", "rest"), [(6, []), (14, [64, 64])])
+def test_a_hybrid_has_five_sliding_windows_to_one_full_attention(depth: int, rest: list[int]) -> None:
+    with torch.device("meta"):
+        blocks: Any = model_of("model=hybrid_attention", *([] if depth == 6 else [f"model.depth={depth}"])).blocks
+    assert [block.mixer.window for block in blocks] == ([64] * 5 + [None]) * (depth // 6) + rest
+
+
 # -- states, in float32, of one sequence when its caches are full ------------------------------------------------------
 
 

@@ -96,6 +96,19 @@ def test_the_standard_library_has_packages_modules_and_no_tests():
     assert 0.02 < len(judged) / len(train) < 0.3
 
 
+def test_near_duplicates_tests_and_what_is_installed_are_left_out_of_every_library(tmp_path, monkeypatch):
+    kept = ["json/decoder.py", "json/tool.py", "os.py", "xml/dom/minidom.py"]
+    left = ["encodings/cp437.py", "lib2to3/fixes/fix_print.py", "pydoc_data/topics.py", "idlelib/run.py"]
+    left += ["test/test_os.py", "json/tests/test_tool.py", "unittest/test/support.py", "site-packages/json/tool.py"]
+    for name in [*kept, *left, "json/__pycache__/tool.py", "json/notes.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr("nested.sequences.text.library_root", lambda: tmp_path)
+    found = standard_library()
+    assert set(found) == {"json", "modules", "xml"}
+    assert [f.relative_to(tmp_path).as_posix() for files in found.values() for f in files] == kept
+
+
 def test_what_holds_no_text_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="nowhere is no directory of text files") as caught:
         folders(tmp_path / "nowhere")
