@@ -5,8 +5,8 @@ library) reads Python sources of the installed torch, which it was not trained o
 one state that is never reset: 625,000 updates, 20,000 times as long as what it was trained on. The files come in the
 order of the hashes of their paths, so that no package's are together and late ones are no harder than early ones.
 Beside it the same weights with updates off. Every quarter of a million bytes: bits per byte of both; of a probe, the
-same 64 thousand bytes of files that are never part of the stream, read on by a copy of the state; how far the fast
-weights are from their initial state; and the resident memory.
+same 64 thousand bytes of files that are never part of the stream, read on by a copy of the state, and once by a fresh
+one; how far the fast weights are from their initial state; and the resident memory.
 
 "Still falling at the end": the trend of the loss over the last half, by least squares over 20 rows, is below zero with
 95 percent. It is shown for the text and for the probe, which is the same at every row, and so is the trend of the gain
@@ -33,12 +33,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
-from cells import put
 from ttt_e2e import KEPT, digest, judged_model
 
 from nested.report.drawing import MUTED, colour, drawn
 from nested.report.inline import save_png
-from nested.rundir import write_atomic
+from nested.rundir import write_atomic, write_json
 
 if TYPE_CHECKING:
     from nested.inner import Mode
@@ -118,27 +117,29 @@ def main() -> None:
     with torch.serialization.safe_globals([FastState]):
         rows, states = torch.load(file) if file.exists() else ([], {})
     with torch.no_grad():
-        states = states or {way: initial_state(model, model.levels, 1) for way in ("reading", "frozen")}
+        start = initial_state(model, model.levels, 1)
+        fresh, _ = bits_per_byte(model, start, probe, "full")
+        states = states or {"reading": start, "frozen": start}
         for first in range(len(rows) * ROW, BYTES, ROW):
             row = {"bytes": first + ROW, **one(model, states, text[first : first + ROW], probe)}
             rows.append(row)
             held = io.BytesIO()
             torch.save((rows, states), held)
             write_atomic(file, held.getvalue())
-            put(OUT, rows, [row])
             print(", ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{v:,} {k}" for k, v in row.items()))
-    print(conclusion(rows))
-    save_png(figure(rows), OUT.with_suffix(".png"))
+    write_json(OUT, {"fresh": fresh, "rows": rows})
+    print(conclusion(rows, fresh))
+    save_png(figure(rows, fresh), OUT.with_suffix(".png"))
 
 
-def conclusion(rows: list[dict[str, Any]]) -> str:
+def conclusion(rows: list[dict[str, Any]], fresh: float) -> str:
     said = [f"fifths of the {BYTES:,} bytes; trend over the last half; bits per byte, and per million bytes"]
     for name, values in curves(rows).items():
         fifths = ", ".join(f"{part.mean():.3f}" for part in np.array_split(values, 5))
         slope, half = trend(values[len(rows) // 2 :])
         said.append(f"{name}: {fifths}; {slope:+.4f} +- {half:.4f}")
     mib = [row["mib"] for row in rows]
-    moved = f"weights moved by {rows[-1]['moved']:.2f} of their norm"
+    moved = f"a fresh state reads the probe at {fresh:.3f}; weights moved by {rows[-1]['moved']:.2f} of their norm"
     return "\n".join([*said, f"{moved}; resident memory {mib[0]:.0f} MiB at the first row, {max(mib):.0f} at most"])
 
 
@@ -159,7 +160,7 @@ def trend(values: Any) -> tuple[float, float]:
 
 
 @drawn
-def figure(rows: list[dict[str, Any]]) -> Any:
+def figure(rows: list[dict[str, Any]], fresh: float) -> Any:
     """Bits per byte with and without updates and of the probe, the gain, and the distance of the weights."""
     from matplotlib.figure import Figure
 
@@ -169,8 +170,9 @@ def figure(rows: list[dict[str, Any]]) -> Any:
     labels = {"reading": "updates on", "frozen": "updates off", "probe": "the same 64 kB at every row, updates on"}
     for slot, (name, label) in enumerate(labels.items()):
         bits.plot(x, found[name], color=colour(slot), label=label)
-    bits.legend()
-    bits.set_ylim(bottom=0)
+    bits.axhline(fresh, color=MUTED, linewidth=0.8, label="the same 64 kB by a fresh state")
+    bits.legend(fontsize="x-small", loc="upper right")
+    bits.set_ylim(0, 1.5 * max(found["frozen"]))  # room for the legend
     bits.set_ylabel("bits per byte")
     saved.plot(x, found["gain"], color=colour(0))
     saved.axhline(0, color=MUTED, linewidth=0.8)
