@@ -26,6 +26,7 @@ from nested.levels import check_whole_chunks, from_config, token_levels
 from nested.methods.method import Method
 from nested.models.language import LanguageModel
 from nested.optim.leveled import Leveled
+from nested.remarks import fewer_sequences
 from nested.settings import level_configs
 from nested.streams.assemble import own_heads
 from nested.streams.stream import Stream
@@ -89,7 +90,8 @@ def evaluate(path: str | Path, overrides: Iterable[str] = (), config_dir: str | 
         parts = _parts(_judge(export, config, stream), config)
     same = stream.digest == export.about["stream"]["digest"]
     repeats = _repeats(parts, export.about["row"]) if same else None
-    notes = [] if repeats else _notes(export, stream)
+    fewer = fewer_sequences(stream)
+    notes = ([fewer] if fewer else []) + ([] if repeats else _notes(export, stream))
     return Evaluation(
         str(export.path), export.about["run"], export.about["seed"], export.about["label"], export.about["view"],
         stream.name, stream.digest, stream.lower_is_better, stream.measure, [e.name for e in stream.experiences],

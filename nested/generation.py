@@ -70,13 +70,19 @@ class Writer:
         """Go on from a state that was saved, with as many samples as are asked for. Raises UserError."""
         self.reading = reading.load(file, self.model)
         if self.asked.undo:
-            self.reading = reading.roll_back(self.model, self.reading, self.asked.undo)
+            self.reading = self._undone(self.reading)
         held, wanted = len(self.reading.logits), self.asked.samples
         if held != wanted:
             if held > 1:
                 text = f"the state holds {held} samples; ask for as many"
                 raise UserError(text, key="samples", seen=wanted, allowed=held)
             self.reading = reading.repeated(self.reading, wanted)
+
+    def _undone(self, before: reading.Reading) -> reading.Reading:
+        try:
+            return reading.roll_back(self.model, before, self.asked.undo)
+        except UserError as error:
+            raise error.at("undo") from None
 
     def read(self, text: bytes, say: Say) -> None:
         """Read a text on from where it is. Raises UserError for an empty one where nothing was read before."""

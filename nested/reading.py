@@ -27,7 +27,7 @@ from nested.errors import Diverged, UserError
 from nested.inner import FastState, Mode, initial_state, read
 from nested.levels import Level, due, token_levels
 
-FORMAT = "2"  # of a saved reading
+FORMAT = "3"  # of a saved reading
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def roll_back(model: Any, reading: Reading, updates: int = 1) -> Reading:
     """
     kept = len(reading.past)
     if not 1 <= updates <= kept:
-        text = f"{kept} of {reading.updates} updates were kept; read with a larger keep"
-        raise UserError(text, key="updates", seen=updates, allowed=f"1 to {kept}")
+        text = f"{kept} of {reading.updates} updates were kept; read again with a keep (--keep) of {updates} or more"
+        raise UserError(text, key="updates", seen=updates, allowed=f"1 to {kept}" if kept else None)
     state = reading.past[-updates]
     assert state.pending is not None, "a chunk had filled"
     past = reading.past[: kept - updates]
@@ -208,6 +208,7 @@ def save(path: Path, model: nn.Module, reading: Reading) -> None:
     plain = {**vars(reading), "state": vars(reading.state), "past": [vars(state) for state in reading.past]}
     form = _taken_apart(plain, tensors, "reading", _tuples(model))
     about = {"format": FORMAT, "model": json.dumps(identity(model)), "form": json.dumps(form)}
+    about["digest"] = digest(tensors, about["form"])
     try:
         replace_file(path, packed(tensors, about))
     except OSError as error:
@@ -227,9 +228,12 @@ def load(path: Path, model: nn.Module) -> Reading:
         why = "it is no file" if not path.is_file() else getattr(error, "strerror", None) or error
         text = f"{path} cannot be read ({why}); a file that --state-out wrote is needed"
         raise UserError(text, key="state", seen=str(path)) from None
-    if about.get("format") != FORMAT or not {"model", "form"} <= set(about):
+    if about.get("format") != FORMAT or not {"model", "form", "digest"} <= set(about):
         text = f"{path} is no saved reading of format {FORMAT}; write it with --state-out"
         raise UserError(text, key="state", seen=about.get("format"), allowed=FORMAT)
+    if about["digest"] != digest(tensors, about["form"]):
+        text = f"{path} is damaged or was changed: its digest is not that of what it holds; read the text again"
+        raise UserError(text, key="state", seen=str(path))
     _check_identity(path, json.loads(about["model"]), identity(model))
     found = _put_together(json.loads(about["form"]), tensors, _tuples(model))
     state, *past = (FastState(**plain) for plain in (found["state"], *found["past"]))
@@ -242,7 +246,7 @@ def identity(model: Any) -> dict[str, str]:
     for level in token_levels(model.levels):
         own = {"chunk_tokens" if key == "period" else key: value for key, value in asdict(level).items()}
         found |= {f"levels.{level.name}.{key}": repr(value) for key, value in own.items()}
-    return {**found, **settings(model), "weights": digest(model)}
+    return {**found, **settings(model), "weights": digest(model.state_dict())}
 
 
 def settings(model: nn.Module) -> dict[str, str]:
@@ -255,12 +259,12 @@ def settings(model: nn.Module) -> dict[str, str]:
     return {name: said for name, said in found.items() if " at 0x" not in said and not name.endswith(".training")}
 
 
-def digest(model: nn.Module) -> str:
-    """A hash of the names, shapes, types and values of a model's parameters and buffers."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, value in model.state_dict().items():
+def digest(tensors: Mapping[str, Tensor], form: str = "") -> str:
+    """A hash of the names, shapes, types and values of tensors, and of how they are put together."""
+    found = hashlib.blake2b(form.encode(), digest_size=16)
+    for name, value in sorted(tensors.items()):
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -24,7 +24,7 @@ def kind(remark: str) -> str:
 
 def before(loop: Loop) -> list[str]:
     """What can be said before anything is trained."""
-    found = [look(loop) for look in (_fewer_sequences, _never_warm, _unread)]
+    found = [fewer_sequences(loop.stream), *(look(loop) for look in (_never_warm, _unread))]
     own = getattr(loop.learner.model, "remarks", ())  # what a model has found out when it was built
     return [*own, *(sentence for sentence in found if sentence)]
 
@@ -35,8 +35,9 @@ def after(loop: Loop, summary: dict[str, Any]) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _fewer_sequences(loop: Loop) -> str | None:
-    there = loop.stream.about.get("fewer_sequences")
+def fewer_sequences(stream: Stream) -> str | None:
+    """Of a text that is shorter than what is asked for."""
+    there = stream.about.get("fewer_sequences")
     return there and f"the text has fewer sequences than asked for: {there}; give more text, or ask for fewer"
 
 

@@ -112,7 +112,8 @@ def test_updates_that_were_kept_can_be_undone(folder, capsys, tmp_path) -> None:
     assert (undone["tokens_read"], undone["updates"]) == (8, 1)  # 15 were read: updates after 4, 8 and 12
     first = generated(capsys, str(folder), "--state-in", state, "--undo", "3", "--tokens", "0")
     assert (first["tokens_read"], first["updates"], first["shift_norm"]) == (4, 0, [0.0])
-    assert "3 of 3 updates were kept" in refused(capsys, str(folder), "--state-in", state, "--undo", "4")
+    told = refused(capsys, str(folder), "--state-in", state, "--undo", "4")
+    assert "undo: 3 of 3 updates were kept; read again with a keep (--keep) of 4 or more" in told
     assert "give the state with --state-in" in refused(capsys, str(folder), "--prompt", "a", "--undo", "1")
 
 
@@ -167,6 +168,12 @@ def test_an_export_is_judged_on_sequences_of_whole_chunks(folder) -> None:
         evaluate(folder, ["stream.length=30"])
     assert wrong.value.key == "stream.length"
     assert evaluate(folder, ["stream.length=32", "evaluate.parts=[test]"]).repeats is None
+
+
+def test_an_export_is_judged_on_less_text_than_asked_for_and_says_so(folder) -> None:
+    [note] = evaluate(folder, ["stream.n_test=999", "evaluate.parts=[test]"]).notes[:1]
+    assert note.startswith("the text has fewer sequences than asked for: n_test=999, and one has ")
+    assert not any("fewer" in note for note in evaluate(folder, ["evaluate.parts=[test]"]).notes)
 
 
 def test_a_state_that_could_not_be_written_is_refused_before_anything_is_read(folder, capsys, tmp_path) -> None:

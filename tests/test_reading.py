@@ -233,7 +233,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
         (small(reading(shift_norm=0.1)), "levels.reading.shift_norm was None there and is 0.1 here"),
         (small(reading(), window=3), "blocks.0.mixer.window was 6 there and is 3 here"),
         (small(), "levels.reading.name was 'reading' there and is absent here"),
-        (small(reading(), mixer=partial(StreamingAttention, budget=6)), "blocks.0.mixer was WindowAttention there and"),
+        (small(reading(), mixer=partial(StreamingAttention, budget=7)), "blocks.0.mixer was WindowAttention there and"),
     ],
 )
 def test_a_state_of_another_model_is_refused_and_the_difference_named(other, named: str, tmp_path: Path) -> None:
@@ -266,6 +266,18 @@ def test_reading_that_diverges_names_level_and_token_and_never_draws(eta: float,
         broken.norm.weight.fill_(float("nan"))
     with pytest.raises(Diverged, match="it is the model's own"):
         prefill(broken, T)
+
+
+def test_a_file_in_which_one_bit_changed_is_damaged(tmp_path: Path) -> None:
+    model, file = small(reading()), tmp_path / "state.safetensors"
+    save(file, model, prefill(model, some(7), keep=1))
+    whole = file.read_bytes()
+    for place in (len(whole) - 9, len(whole) // 2):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="is damaged or was changed: its digest"):
+            load(file, model)
+    file.write_bytes(whole)
+    assert load(file, model).tokens == 7
 
 
 def test_a_file_of_another_kind_and_one_that_cannot_be_written_are_refused(tmp_path: Path) -> None:

@@ -287,14 +287,14 @@ class LanguageModel(nn.Module):
 
 
 def _window(mixer: nn.Module) -> tuple[str, int | None]:
-    """The key that decides how many of the last tokens attention is sure to see, and the number; None: all, or none."""
+    """The key that decides how many of the last tokens attention can see, and the number; None: all, or another."""
     match mixer:
         case WindowAttention():
             return "window", mixer.window
         case StreamingAttention():
             return "budget", mixer.budget - mixer.sinks
         case HeavyHitterAttention():
-            return "recent", mixer.recent
+            return "budget", mixer.budget
         case _:
             return "", None
 

@@ -200,7 +200,7 @@ def of_accuracies(limits: Limits) -> Limits:
 def _locator(bins: int) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(bins, integer=True)
+    return MaxNLocator(bins, integer=True, min_n_ticks=1)
 
 
 def _whole_numbers(axes: Any) -> None:

@@ -92,6 +92,6 @@ def _name_cells(axes: Any, rows: int, n: int, columns: Sequence[str], at_once: b
 def score(value: float, digits: int) -> str:
     """A score in few characters: `.93`, `1.0`, and for losses three figures."""
     if not 0 <= value <= 1:
-        return f"{value:.3g}"
+        return f"{value:#.3g}".rstrip(".")
     text = f"{value:.{digits}f}"
     return text[:3] if text.startswith("1") else text[1:]

@@ -48,7 +48,7 @@ def folders(root: Path, suffix: str = "") -> dict[str, list[Path]]:
         raise UserError(f"{root} is no directory of text files", key="text", seen=str(root))
     files = sorted(f for f in root.rglob(f"*{suffix}") if f.is_file() and not _hidden(f.relative_to(root)))
     if not files:
-        raise UserError(f"{root} holds no file *{suffix}", key="text", seen=str(root))
+        raise UserError(f"{root} holds no file{suffix and f' *{suffix}'}", key="text", seen=str(root))
     return _by_folder(root, files, "text")
 
 

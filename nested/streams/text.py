@@ -56,12 +56,13 @@ def text(
 ) -> Stream:
     """A directory of text files, one folder = one domain = one experience, judged in bits per byte.
 
-    Without `path`, the Python standard library's own sources by package. Files are read as bytes, whatever they hold,
-    or as tokens of a `tokenizer` file, for which they must be UTF-8. Each is in one part: in the order of the hashes of
-    their paths, a tenth of a domain's bytes judges, and a tenth chooses. The files of a part, a newline between them,
-    are cut into sequences of `length` tokens that follow each other without a gap; `n_train` and the others keep so
-    many, spread evenly over the part, or all where it has fewer, which is recorded. Without `domains`, the
-    `n_experiences` largest (null: all, or 5 packages), in order of their names. Empty files are left out and recorded.
+    Without `path`, the Python standard library's own sources by package, without tests, tables and near-duplicates
+    (encodings, lib2to3, idlelib, pydoc_data, distutils). Files are read as bytes, whatever they hold, or as tokens of a
+    `tokenizer` file, for which they must be UTF-8. Each is in one part: in the order of the hashes of their paths, a
+    tenth of a domain's bytes judges, and a tenth chooses. The files of a part, a newline between them, are cut into
+    sequences of `length` tokens that follow each other without a gap; `n_train` and the others keep so many, spread
+    evenly over the part, or all where it has fewer, which is recorded. Without `domains`, the `n_experiences` largest
+    (null: all, or 5 packages), in order of their names. Empty files are left out and recorded.
     Raises UserError for a domain that there is not, that has too few files, or too little text.
     """
     folder = corpus.library_root() if path is None else user_path(path, root, "directory")

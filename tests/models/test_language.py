@@ -365,8 +365,8 @@ def test_wrong_input_is_named() -> None:
         small(reading(chunk=4), window=3)
     with pytest.raises(UserError, match=r"model.mixer.budget: a window of 3 tokens is shorter than a chunk of 4"):
         small(reading(chunk=4), mixer=partial(StreamingAttention, budget=5, sinks=2))
-    with pytest.raises(UserError, match=r"model.mixer.recent: a window of 3 tokens is shorter than a chunk of 4"):
-        small(reading(chunk=4), mixer=partial(HeavyHitterAttention, budget=7))
+    with pytest.raises(UserError, match=r"model.mixer.budget: a window of 3 tokens is shorter than a chunk of 4"):
+        small(reading(chunk=4), mixer=partial(HeavyHitterAttention, budget=3))
     with pytest.raises(UserError, match=r"model.other_every: of 3 blocks none is number 6"):
         small(other=WindowAttention)
     with pytest.raises(UserError, match="into even sizes"):

@@ -12,7 +12,7 @@ from nested import metrics
 from nested.report import figures
 from nested.report.drawing import PALETTE, THEME, ramp, shorten, wrapped
 from nested.report.figures import Bar, Series
-from nested.report.heatmap import heat_map
+from nested.report.heatmap import heat_map, score
 from nested.report.inline import inline_svg, save_png
 from nested.report.panels import average_so_far, forgetting_so_far, half_width
 from nested.report.planes import Cloud, Point, forgetting_against_learning, score_against_cost
@@ -257,3 +257,16 @@ def test_long_labels_keep_both_ends():
 def test_a_long_label_takes_no_room_from_the_bars():
     short, long = (figures.level_bars([(x, 0, [Bar("all", 9, 9)])]) for x in ("a", "a long label " * 8))
     assert long.axes[1].get_position().bounds == short.axes[1].get_position().bounds
+
+
+def test_experiences_are_whole_numbers_even_where_there_is_one() -> None:
+    axes = figures.over_stream([Series("a", 0, np.array([2.0]), np.array([0.3]))], "x", "y", None, False).axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [2]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.5, "3.50"), (4.89, "4.89"), (123.0, "123"), (0.93, ".93"), (1.0, "1.0")]
+)
+def test_losses_have_three_figures_and_accuracies_two(value: float, text: str) -> None:
+    assert score(value, 2) == text
