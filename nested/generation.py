@@ -127,6 +127,8 @@ class Writer:
         """What was read and learned so far, for programs."""
         assert self.reading is not None, "read first"
         state, start = self.reading.state, dict(self.model.named_parameters())
+        if not self.reading.updates:
+            return {"tokens_read": self.reading.tokens, "updates": 0, "shift_norm": [0.0] * len(self.reading.logits)}
         moved = [(w - start[n]).square().flatten(1).sum(1) for n, w in state.fast.items()]  # (B,) each
         shift = torch.stack(moved).sum(0).sqrt().tolist() if moved else [0.0] * len(self.reading.logits)
         return {"tokens_read": self.reading.tokens, "updates": self.reading.updates, "shift_norm": shift}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def prefill(
     as `inner.read` does; Diverged where what is expected next is not finite.
     """
     if tokens.ndim != 2 or not tokens.shape[1]:
-        text = "there is nothing to read; (batch, tokens) with at least one token is needed"
+        text = f"tokens of shape {tuple(tokens.shape)} cannot be read; (batch, tokens) with a token or more is needed"
         raise UserError(text, key="tokens", seen=tuple(tokens.shape))
     levels = token_levels(model.levels)
     state = reading.state if reading else initial_state(model, levels, len(tokens))
@@ -162,11 +163,11 @@ def repeated(reading: Reading, samples: int) -> Reading:
 def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> Tensor:
     """One token for each row of logits (B, V): the likeliest at temperature 0, else from the likeliest that hold top_p.
 
-    Raises UserError for a negative temperature and a top_p outside (0, 1].
+    Raises UserError for a negative or infinite temperature and a top_p outside (0, 1].
     """
-    if not temperature >= 0:
+    if not 0 <= temperature < math.inf:
         text = f"{temperature} is no temperature: 0 or more is"
-        raise UserError(text, key="temperature", seen=temperature, allowed=">= 0")
+        raise UserError(text, key="temperature", seen=temperature, allowed=">= 0, finite")
     if not 0 < top_p <= 1:
         text = f"{top_p} is no share of the probability: above 0, and 1 at most"
         raise UserError(text, key="top_p", seen=top_p, allowed="0 < top_p <= 1")
@@ -198,27 +199,29 @@ def generate(
 # -- on disk -----------------------------------------------------------------------------------------------------------
 
 
-def save(path: Path, model: nn.Module, reading: Reading) -> None:
+def save(path: str | Path, model: nn.Module, reading: Reading) -> None:
     """Write a reading as safetensors, with what its model is. Raises UserError where that cannot be written."""
     from safetensors.torch import save as packed
 
     from nested.rundir import replace_file
 
+    path = Path(path)
     tensors: dict[str, Tensor] = {}
     plain = {**vars(reading), "state": vars(reading.state), "past": [vars(state) for state in reading.past]}
     form = _taken_apart(plain, tensors, "reading", _tuples(model))
     about = {"format": FORMAT, "model": json.dumps(identity(model)), "form": json.dumps(form)}
-    about["digest"] = digest(tensors, about["form"])
+    about["digest"] = digest(tensors, about["model"] + about["form"])
     try:
         replace_file(path, packed(tensors, about))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", key="state", seen=str(path)) from None
 
 
-def load(path: Path, model: nn.Module) -> Reading:
+def load(path: str | Path, model: nn.Module) -> Reading:
     """A reading that `save` wrote for an equal model: weights, levels, settings. Raises UserError for any other."""
     from safetensors import SafetensorError, safe_open
 
+    path = Path(path)
     device = str(next(model.parameters()).device)
     try:
         with safe_open(path, "pt", device=device) as file:
@@ -231,7 +234,7 @@ def load(path: Path, model: nn.Module) -> Reading:
     if about.get("format") != FORMAT or not {"model", "form", "digest"} <= set(about):
         text = f"{path} is no saved reading of format {FORMAT}; write it with --state-out"
         raise UserError(text, key="state", seen=about.get("format"), allowed=FORMAT)
-    if about["digest"] != digest(tensors, about["form"]):
+    if about["digest"] != digest(tensors, about["model"] + about["form"]):
         text = f"{path} is damaged or was changed: its digest is not that of what it holds; read the text again"
         raise UserError(text, key="state", seen=str(path))
     _check_identity(path, json.loads(about["model"]), identity(model))
@@ -274,8 +277,9 @@ def _check_identity(path: Path, then: Mapping[str, str], now: Mapping[str, str])
     if name is None:
         return
     what = f"{name} was {then.get(name, 'absent')} there and is {now.get(name, 'absent')} here"
-    what = "its weights are others" if name == "weights" else what
-    text = f"{path} was read by another model: {what}; read the text again with this one"
+    text = f"{path} was read with other settings: {what}; take those, or read the text again"
+    if name == "weights":
+        text = f"{path} was read by another model: its weights are others; read the text again with this one"
     raise UserError(text, key="state", seen=then.get(name), allowed=now.get(name))
 
 

@@ -85,6 +85,8 @@ def _reading_idle(loop: Loop, summary: dict[str, Any]) -> str | None:
     if frozen is None or reading is None or abs(reading - frozen) >= IDLE:
         return None
     text = f"learning while it reads changes nothing: {reading:.5f} bits per byte with updates and {frozen:.5f} without"
+    if idle := [f"levels.{level.name}.eta" for level in loop.learner.reading if not level.eta]:
+        return f"{text}; {' and '.join(idle)} is 0, and a larger one learns"
     why = "after a warm start prime MLPs say nothing at first, and have to learn to"
     return f"{text}; train longer or raise optim.lr ({why})"
 

@@ -249,6 +249,7 @@ def test_how_far_the_weights_of_several_samples_moved_is_told_of_all(folder, cap
 def test_wrong_input_is_one_line(folder, capsys, tmp_path) -> None:
     assert "with something in it, or --state-in" in refused(capsys, str(folder))
     assert "cannot be read" in refused(capsys, str(folder), "--file", str(tmp_path / "none"))
+    assert "inf is no temperature" in refused(capsys, str(folder), "--prompt", "a", "--temperature", "inf")
     assert "-1.0 is no temperature" in refused(capsys, str(folder), "--prompt", "a", "--temperature", "-1")
     config = compose(["model=mlp", "trainer.epochs=1", "tracking=off", "trainer.progress=false", f"runs={tmp_path}"])
     images = export(run(config).path, None, tmp_path / "images")

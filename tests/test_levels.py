@@ -192,7 +192,7 @@ def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_the_examples_in_the_design_document_run(number: int) -> None:
-    assert len(examples()) == 3
+    assert len(examples()) == 4
     exec(compile(examples()[number], "docs/design.md", "exec"), {"__name__": "example"})

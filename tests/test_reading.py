@@ -277,7 +277,7 @@ def test_a_file_in_which_one_bit_changed_is_damaged(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is damaged or was changed: its digest"):
             load(file, model)
     file.write_bytes(whole)
-    assert load(file, model).tokens == 7
+    assert load(str(file), model).tokens == 7
 
 
 def test_a_file_of_another_kind_and_one_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_file_of_another_kind_and_one_that_cannot_be_written_are_refused(tmp_p
     for wrong in (tmp_path, tmp_path / "none" / "state"):
         with pytest.raises(UserError, match="cannot be written"):
             save(wrong, LEARNS, prefill(LEARNS, T))
-    with pytest.raises(UserError, match="nothing to read"):
+    with pytest.raises(UserError, match=r"tokens of shape \(2, 0\) cannot be read"):
         prefill(LEARNS, T[:, :0])
 
 

@@ -121,6 +121,9 @@ def test_reading_that_changes_nothing_is_named() -> None:
     idle = {"learning_acc": 3.0, "acc": 3.00001, "frozen": 3.0}
     assert "changes nothing: 3.00001" in after(looped(regression=True), idle)[0]
     assert not after(looped(regression=True), {**idle, "acc": 2.9995})
+    still = looped(regression=True)
+    still.learner.reading = [replace(level, eta=0.0) for level in still.learner.reading]
+    assert after(still, idle)[0].endswith("levels.reading.eta is 0, and a larger one learns")
 
 
 def test_prime_mlps_in_which_nothing_learns_are_named() -> None:

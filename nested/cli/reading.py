@@ -147,7 +147,9 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="continuations, each learning for itself")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the draws")] = 0,
     frozen: Annotated[bool, typer.Option("--frozen", help="learn nothing while reading and writing")] = False,
-    shift_norm: Annotated[float | None, typer.Option(help="how far reading may move the weights, a norm")] = None,
+    shift_norm: Annotated[
+        float | None, typer.Option(help="how far reading may move the weights, a norm; the same for a state throughout")
+    ] = None,
     state_in: Annotated[str | None, typer.Option(help="state to go on from")] = None,
     state_out: Annotated[str | None, typer.Option(help="file to keep the state in afterwards")] = None,
     keep: Annotated[int, typer.Option(min=0, help="last updates that --undo can undo in --state-out")] = 0,

@@ -186,7 +186,7 @@ def _check_length(
         return
     size = sum(f.stat().st_size for f in parts[name][part])
     held = f"{size} bytes" + (f" in {tokens} tokens" if texts[name, part].dtype is not torch.uint8 else "")
-    mend = f"stream.length={tokens - 1} would do, or more text" if tokens > 1 else "more text is needed"
+    mend = f"stream.length={tokens - 1} would do for this text, or more of it" if tokens > 1 else "more text is needed"
     what = f"the {part} part of {name} has {held}, and a sequence of {length} needs {length + 1} with the one after it"
     raise UserError(f"{what}; {mend}", key="stream.length", seen=length, allowed=f"<= {tokens - 1}")
 
